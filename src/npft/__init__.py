@@ -1,0 +1,1 @@
+"""npft: make language models robust to quantization before they are quantized."""

@@ -1,0 +1,5 @@
+"""``python -m npft``."""
+
+from npft.cli import main
+
+main()

@@ -1,0 +1,180 @@
+"""LoRA by peft: attach to a model, take off again, save, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from npft.artifacts import LanguageModel, LinearLayer, StepLoss
+from npft.errors import NpftError
+from npft.seeding import isolated_rng
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained LoRA adapter, apart from any model.
+
+    ``weights`` are peft's own state dict; ``losses`` tell how training went.
+    """
+
+    config: LoraConfig
+    weights: dict[str, Tensor]
+    losses: list[StepLoss] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that ``PeftModel.from_pretrained`` opens."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(str(folder))
+        save_file(self.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Read a folder that :meth:`Adapter.save` or peft wrote.
+
+    Raises:
+        NpftError: there is no readable adapter.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        return Adapter(config, load_file(folder / "adapter_model.safetensors"))
+    except Exception as error:
+        raise NpftError(
+            f"there is no readable adapter in {str(folder)!r}: run npft tune first"
+        ) from error
+
+
+@dataclass(frozen=True)
+class AdaptedLayer(LinearLayer):
+    """A layer under an adapter: ``base`` is the stored weight, ``weight`` the effective one."""
+
+    wrapper: Any = None
+
+    @property
+    def base(self) -> Tensor:
+        """The base weight ``(out, in)``, a view into the model."""
+        return super().weight
+
+    @property
+    def weight(self) -> Tensor:
+        """Base plus adapter, ``(out, in)``, a new tensor."""
+        delta: Tensor = self.wrapper.get_delta_weight("default").detach()
+        return self.base + (delta.T if self.transposed else delta).to(self.base.dtype)
+
+
+@contextmanager
+def attached(
+    model: LanguageModel, layers: list[str], *, rank: int, alpha: float, dropout: float, seed: int
+) -> Iterator[tuple[PeftModel, LanguageModel]]:
+    """Attach a fresh adapter (B = 0, so that nothing changes yet) and take it off on exit.
+
+    Yields:
+        peft's model, and a view of ``model`` whose layers know their effective weights.
+    """
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=layers,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(model.layers[name].transposed for name in layers),
+    )
+    training = model.network.training
+    with isolated_rng(seed, "adapter"):
+        wrapped = _wrap(model, config)
+    try:
+        yield wrapped, _adapted(model, set(layers))
+    finally:
+        wrapped.unload()  # type: ignore[operator]
+        model.network.train(training)
+
+
+@contextmanager
+def dropout_of_adapter(wrapped: PeftModel) -> Iterator[None]:
+    """Within this scope the adapter's dropout is on; the model's own (OPT, GPT-2) stays off.
+
+    The model's own would be noise that nobody asked for, and keep KL to the original above zero.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    dropouts = [m.lora_dropout for m in wrapped.modules() if isinstance(m, LoraLayer)]
+    for dropout in dropouts:
+        dropout.train()
+    try:
+        yield
+    finally:
+        for dropout in dropouts:
+            dropout.eval()
+
+
+def extract(wrapped: PeftModel, losses: list[StepLoss]) -> Adapter:
+    """Copy the adapter out of a wrapped model."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(wrapped)
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    config: Any = wrapped.peft_config["default"]
+    return Adapter(config, weights, losses)
+
+
+def merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
+    """A new model with the adapter merged into its weights; ``model`` stays as it is.
+
+    Raises:
+        NpftError: the adapter holds NaN or infinite weights, or belongs to another model.
+    """
+    from peft import set_peft_model_state_dict
+
+    merged = model.copy()
+    try:
+        with isolated_rng(0, "merge"):
+            wrapped = _wrap(merged, adapter.config)
+        result = set_peft_model_state_dict(wrapped, adapter.weights)
+    except (ValueError, RuntimeError) as error:
+        raise NpftError(
+            f"the adapter does not belong to this model: {str(error).splitlines()[0][:200]}"
+        ) from error
+    if result.unexpected_keys:
+        raise NpftError(f"the adapter does not belong to this model: {result.unexpected_keys[0]}")
+    try:
+        network = wrapped.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    except ValueError as error:
+        raise NpftError(f"the adapter cannot be merged: {error}") from error
+    return replace(merged, network=network)
+
+
+def _wrap(model: LanguageModel, config: LoraConfig) -> PeftModel:
+    from peft import get_peft_model
+
+    return get_peft_model(model.network, config)
+
+
+def _adapted(model: LanguageModel, names: set[str]) -> LanguageModel:
+    modules = dict(model.network.named_modules())
+    layers = {
+        name: AdaptedLayer(name, layer.module, layer.kind, layer.transposed, modules[name])
+        if name in names
+        else layer
+        for name, layer in model.layers.items()
+    }
+    return replace(model, layers=layers)
+
+
+def trainable(wrapped: PeftModel) -> list[torch.nn.Parameter]:
+    """The adapter's parameters."""
+    return [p for p in wrapped.parameters() if p.requires_grad]

@@ -1,0 +1,40 @@
+"""The command line: one file per verb; the only place that prints or catches NpftError."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from npft.errors import NpftError
+
+VERBS = ("run", "score", "tune", "quantize", "eval", "plugins")
+
+
+class Verbs(click.Group):
+    """Imports a verb's file when the verb is used, so that ``--help`` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"npft.cli.{cmd_name}").command
+        return command
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="npft")
+def cli() -> None:
+    """Make language models robust to quantization before they are quantized."""
+
+
+def main() -> None:
+    """Entry point: mistakes in the input end in one sentence and status 1."""
+    try:
+        cli(prog_name="npft")
+    except NpftError as error:
+        click.echo(f"npft: error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,24 @@
+"""``npft score``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from npft.cli.options import configure, run_options
+
+
+@click.command("score")
+@run_options
+@click.option("--output", metavar="DIR", help="run folder to start")
+@click.option("--quiet", is_flag=True, help="no progress")
+def command(quiet: bool, **flags: Any) -> None:
+    """Find the sensitive weights; starts a run folder."""
+    settings = configure(flags)
+    from npft import steps
+    from npft.cli.screen import Screen
+    from npft.plugins import discover
+
+    steps.score(settings, discover(), Screen(quiet=quiet))
+    click.echo(settings.output)

@@ -1,0 +1,24 @@
+"""``npft tune``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from npft.cli.options import configure_folder, run_options
+
+
+@click.command("tune")
+@click.argument("run", metavar="RUN")
+@run_options
+@click.option("--quiet", is_flag=True, help="no progress")
+def command(run: str, quiet: bool, **flags: Any) -> None:
+    """Tune under noise, from the scores of the run folder RUN; the control too."""
+    settings = configure_folder(run, flags)
+    from npft import steps
+    from npft.cli.screen import Screen
+    from npft.plugins import discover
+
+    steps.tune(settings, discover(), Screen(quiet=quiet))
+    click.echo(f"{settings.output}/merged")

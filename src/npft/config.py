@@ -1,0 +1,152 @@
+"""What a run is: one validated object, from TOML, flags and ``-o`` options."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field
+
+from npft.errors import NpftError
+from npft.plugins import build
+
+PROVENANCE = "provenance"
+"""The table of a written config.toml that tells how a run came about; it configures nothing."""
+
+
+class Choice(BaseModel):
+    """A plugin by name, with its options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class RunConfig(BaseModel):
+    """One run. Field names are the words of the command line and of config.toml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Hugging Face folder, hub id or .gguf file")
+    output: str = Field(description="run folder")
+    calibration: str = Field("builtin", description=".jsonl, .txt, hub data set id or 'builtin'")
+    evaluate: dict[str, str] = Field(
+        default_factory=lambda: {"builtin": "builtin"}, description="texts to evaluate on, by name"
+    )
+    samples: int = Field(128, ge=1, description="calibration windows")
+    context: int = Field(512, ge=2, description="tokens per window")
+    eval_samples: int = Field(64, ge=1, description="evaluation windows per text, at most")
+    score_batch: int = Field(4, ge=1, description="windows per batch when scoring")
+    gamma: float = Field(1.0, description="share of the weights that get noise, in (0, 1]")
+    seed: int = Field(0, ge=0, description="the one seed of all randomness")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: str = Field("float32", description="float32, bfloat16 or float16")
+    trust_remote_code: bool = Field(False, description="let the model's own code run")
+    allow_pickle: bool = Field(False, description="open pickle weights, which can run code")
+    control: bool = Field(True, description="also train the control: the same with no noise")
+    scorer: Choice = Choice(name="fisher")
+    sampler: Choice = Choice(name="residual")
+    objective: Choice = Choice(name="kl")
+    tuning: dict[str, Any] = Field(default_factory=dict, description="see npft.tuning.Tuning")
+    quant: list[Choice] = Field(
+        default_factory=lambda: [Choice(name="rtn"), Choice(name="kmeans")],
+        description="quantizers, each at every bit width",
+    )
+    bits: list[int] = Field(default_factory=lambda: [4, 3], min_length=1, description="bit widths")
+
+
+def make(values: dict[str, Any]) -> RunConfig:
+    """Validate values into a RunConfig.
+
+    Raises:
+        NpftError: an unknown key or a value out of range, in one sentence.
+    """
+    config: RunConfig = build(RunConfig, "the run", values)
+    for width in config.bits:
+        if not 2 <= width <= 8:
+            raise NpftError(f"bits={width} is outside 2..8: choose a width in that range")
+    return config
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The values of a TOML file, such as the config.toml of a run, without its provenance.
+
+    Raises:
+        NpftError: the file is missing or not TOML.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NpftError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NpftError(f"config {str(path)!r} is not TOML: {error}") from error
+    values.pop(PROVENANCE, None)
+    return values
+
+
+def dumps(config: RunConfig, provenance: dict[str, Any]) -> str:
+    """The full configuration as TOML, defaults included."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    return tomli_w.dumps({**values, PROVENANCE: provenance})
+
+
+def set_option(values: dict[str, Any], assignment: str) -> None:
+    """Apply one ``KIND.OPTION=VALUE`` to configuration values, in place.
+
+    KIND is scorer, sampler, objective, tuning, quant (every quantizer) or quant.NAME. VALUE is
+    read as TOML where it is TOML (``8``, ``true``, ``[3, 4]``), else as a word.
+
+    Raises:
+        NpftError: the assignment is not of that form, or names a quantizer that is not chosen.
+    """
+    path, equals, text = assignment.partition("=")
+    parts = path.strip().split(".")
+    if not equals or len(parts) < 2 or not all(parts):
+        raise NpftError(f"option {assignment!r} is not of the form KIND.OPTION=VALUE")
+    kind, value = parts[0], _value(text.strip())
+    if kind == "quant":
+        _set_quantizer(values, parts[1:], value, assignment)
+    elif kind == "tuning" and len(parts) == 2:
+        values["tuning"] = {**values.get("tuning", {}), parts[1]: value}
+    elif kind in ("scorer", "sampler", "objective") and len(parts) == 2:
+        default = RunConfig.model_fields[kind].default.model_dump()
+        values[kind] = {**values.get(kind, default), parts[1]: value}
+    else:
+        raise NpftError(
+            f"option {assignment!r} has no such kind: use scorer, sampler, objective, tuning, "
+            "quant or quant.NAME"
+        )
+
+
+def _set_quantizer(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
+    chosen = values.get("quant") or [choice.model_dump() for choice in _default_quantizers()]
+    wanted = path[0] if len(path) == 2 else None
+    names = [choice["name"] for choice in chosen]
+    if len(path) > 2 or (wanted is not None and wanted not in names):
+        raise NpftError(
+            f"option {assignment!r} names no chosen quantizer: chosen are {', '.join(names)}"
+        )
+    values["quant"] = [
+        {**choice, path[-1]: value} if wanted in (None, choice["name"]) else choice
+        for choice in chosen
+    ]
+
+
+def _default_quantizers() -> list[Choice]:
+    factory: Any = RunConfig.model_fields["quant"].default_factory
+    chosen: list[Choice] = factory()
+    return chosen
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,211 @@
+"""What a plugin implements: Scorer, Sampler, Objective, Quantizer.
+
+A plugin is a class, and the class is its own configuration: a frozen pydantic model whose fields
+are its options (with type, default, bounds and description) and whose ``name`` is the word that
+the command line uses. Shapes are torch's: a linear weight is ``(out, in)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from npft.errors import NpftError
+from npft.grid import Grid
+from npft.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from npft.artifacts import LanguageModel, PackedWeight, QuantizedModel
+
+
+class Plugin(BaseModel):
+    """The common base: options are fields, frozen once validated, unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+
+
+class Scorer(Plugin, ABC):
+    """How sensitive the loss is to each weight."""
+
+    @abstractmethod
+    def score(
+        self, model: LanguageModel, batches: Iterable[Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(layer name, sensitivity)`` for each of ``model.layers``, in their order.
+
+        Args:
+            model: the model to score; its weights must not be changed.
+            batches: token ids, each ``(batch, context)``, on the model's device.
+
+        Yields:
+            A non-negative, finite float32 tensor ``(out, in)`` per layer. The caller drops each
+            before it asks for the next, so that no two need be in memory at once.
+        """
+
+
+class Draw(Protocol):
+    """What tuning asks for noise: a sampler, or what it bound to one matrix."""
+
+    def sample(
+        self, weight: Tensor, positions: Tensor, grid: Grid, generator: torch.Generator
+    ) -> Tensor:
+        """See :meth:`Sampler.sample`."""
+        ...
+
+
+class Sampler(Plugin, ABC):
+    """Noise of the kind that quantization makes."""
+
+    needs_sensitivity: ClassVar[bool] = False
+    """Whether :meth:`bind` wants the sensitivities of the matrix."""
+
+    def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
+        """What draws noise for one matrix throughout a tuning.
+
+        The default is the sampler itself. One that must remember something of each matrix, such
+        as a codebook, returns a new object here and keeps itself frozen.
+
+        Args:
+            weight: ``(out, in)``, the effective weight at the start.
+            sensitivity: ``(out, in)`` if ``needs_sensitivity``, else None.
+        """
+        return self
+
+    @abstractmethod
+    def sample(
+        self, weight: Tensor, positions: Tensor, grid: Grid, generator: torch.Generator
+    ) -> Tensor:
+        """Draw noise for one matrix.
+
+        Args:
+            weight: ``(out, in)``, the effective weight: base plus adapter. Not to be changed.
+            positions: ``(k,)`` int64, sorted flat positions into ``weight`` that get noise.
+            grid: the grid to which the weights will be quantized.
+            generator: the only source of randomness, on the weight's device.
+
+        Returns:
+            ``(k,)`` in the weight's units and dtype, with zero mean.
+        """
+
+
+class Objective(Plugin, ABC):
+    """The loss that tuning keeps low while the weights are shaken."""
+
+    needs_original: ClassVar[bool] = False
+    """Whether :meth:`loss` wants the original model's output on the same batch."""
+
+    needs_hidden_states: ClassVar[bool] = False
+    """Whether the outputs must carry ``hidden_states``."""
+
+    @abstractmethod
+    def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:
+        """A scalar to minimise, in nats per token where that makes sense.
+
+        Args:
+            student: the model output under noise (or without, for the clean term), with
+                ``logits (batch, context, vocabulary)``.
+            tokens: ``(batch, context)`` token ids.
+            original: the same kind of output from the original model (adapter off, no noise,
+                no gradient) if ``needs_original``, else ``None``.
+        """
+
+
+class Quantizer(Plugin, ABC):
+    """Turns a float model into a quantized one.
+
+    A per-matrix quantizer implements :meth:`quantize_weight`; one that needs the whole model
+    overrides :meth:`quantize` instead.
+    """
+
+    needs_sensitivity: ClassVar[bool] = False
+    """Whether :meth:`quantize` wants the sensitivities of the model it is given."""
+
+    bits: int = Field(4, ge=2, le=8, description="bits per weight")
+
+    @property
+    def group_size_or_zero(self) -> int:
+        """Inputs per group of the grid, 0 where each output channel is one group."""
+        return int(getattr(self, "group_size", 0))
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse, before any work, a model that this configuration cannot quantize.
+
+        Raises:
+            NpftError: the group size does not divide some layers' inputs (they are named).
+        """
+        size = self.group_size_or_zero
+        bad = [n for n, layer in model.layers.items() if size and layer.in_features % size]
+        if bad:
+            widths = sorted({model.layers[name].in_features for name in bad})
+            raise NpftError(
+                f"{self.name} with group_size={size} cannot quantize {len(bad)} layers whose "
+                f"{', '.join(map(str, widths))} inputs it does not divide ({_abridged(bad)}): "
+                "choose a divisor, or 0 for one group per output channel"
+            )
+
+    def quantize_weight(self, weight: Tensor, sensitivity: Tensor | None) -> PackedWeight:
+        """Quantize one matrix ``(out, in)``; ``sensitivity`` has the same shape, or is None."""
+        raise NotImplementedError(
+            f"quantizer {self.name!r} implements neither quantize_weight nor quantize"
+        )
+
+    def follow(
+        self, weight: Tensor, sensitivity: Tensor | None
+    ) -> Callable[[Tensor], PackedWeight]:
+        """A function that quantizes this matrix again and again while tuning moves it a little.
+
+        The default quantizes from scratch each time; a quantizer with a costly search may reuse
+        what it finds on ``weight``.
+        """
+        return lambda moved: self.quantize_weight(moved, sensitivity)
+
+    def quantize(
+        self,
+        model: LanguageModel,
+        calibration: Iterable[Tensor],
+        sensitivities: Mapping[str, Tensor] | None = None,
+        progress: Progress | None = None,
+    ) -> QuantizedModel:
+        """Quantize every linear layer of a copy of ``model``.
+
+        Args:
+            model: the float model, left as it is.
+            calibration: token ids, each ``(batch, context)``; unused by per-matrix quantizers.
+            sensitivities: layer name to ``(out, in)``, if ``needs_sensitivity``.
+            progress: where to show the layers done.
+        """
+        from npft.artifacts import QuantizedModel
+
+        self.check(model)
+        runnable = model.copy()
+        weights: dict[str, PackedWeight] = {}
+        shown = (progress or Silent()).track(
+            runnable.layers.items(), f"quantize {self.name}-{self.bits}", len(runnable.layers)
+        )
+        for name, layer in shown:
+            sensitivity = sensitivities[name] if sensitivities is not None else None
+            weights[name] = self.quantize_weight(layer.weight.float(), sensitivity)
+            layer.weight.copy_(weights[name].dequantize())
+        return QuantizedModel(runnable, weights, self.name, self.bits, self.group_size_or_zero)
+
+
+KINDS: dict[str, type[Plugin]] = {
+    "scorer": Scorer,
+    "sampler": Sampler,
+    "objective": Objective,
+    "quantizer": Quantizer,
+}
+"""The four kinds of plugin and the contract that each fulfils."""
+
+
+def _abridged(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

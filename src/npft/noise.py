@@ -1,0 +1,101 @@
+"""Sampled noise on base weights: put on for one forward and backward pass, taken off exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from npft.adapters import AdaptedLayer
+from npft.artifacts import LanguageModel, Outliers
+from npft.contracts import Draw, Sampler
+from npft.grid import Grid
+
+
+class Noise:
+    """Puts sampled noise on the outliers of the base weights, and takes it off again."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        outliers: Mapping[str, Outliers],
+        grids: Sequence[Grid],
+        random: torch.Generator,
+        *,
+        sensitivities: Mapping[str, Tensor] | None = None,
+        layers: str = "all",
+        keep: bool = False,
+    ) -> None:
+        """Prepare noise.
+
+        Args:
+            sampler: draws the noise.
+            outliers: positions that get it, per layer.
+            grids: target grids, of which each application draws one.
+            random: the only source of randomness.
+            sensitivities: per layer, for samplers that need them.
+            layers: ``attention`` or ``mlp`` leaves the other kind alone; ``all`` shakes both.
+            keep: keep what was drawn until :meth:`new_epoch`.
+        """
+        self.outliers = outliers
+        self._sampler = sampler
+        self._grids = grids
+        self._random = random
+        self._sensitivities = sensitivities
+        self._layers = layers
+        self._keep = keep
+        self._kept: dict[str, Tensor] = {}
+        self._bound: dict[str, Draw] = {}
+
+    def new_epoch(self) -> None:
+        """Forget noise that was kept for an epoch."""
+        self._kept.clear()
+
+    @contextmanager
+    def applied(self, model: LanguageModel) -> Iterator[None]:
+        """Within this scope the base weights carry noise; after it they are as before."""
+        saved: list[tuple[Outliers, Tensor, Tensor]] = []
+        grid = self._draw_grid()
+        try:
+            with torch.no_grad():
+                for name, base, noise in self._noises(model, grid):
+                    chosen = self.outliers[name]
+                    values = chosen.take(base)
+                    saved.append((chosen, base, values))
+                    chosen.put_(base, values + noise)
+            yield
+        finally:
+            with torch.no_grad():
+                for chosen, base, values in saved:
+                    chosen.put_(base, values)
+
+    def _noises(self, model: LanguageModel, grid: Grid) -> Iterator[tuple[str, Tensor, Tensor]]:
+        for name, layer in model.layers.items():
+            chosen = self.outliers.get(name)
+            if chosen is None or not len(chosen) or self._layers not in ("all", layer.kind):
+                continue
+            base = layer.base if isinstance(layer, AdaptedLayer) else layer.weight
+            if name in self._kept:
+                yield name, base, self._kept[name]
+                continue
+            weight = layer.weight
+            positions = chosen.indices(base.device)
+            noise = self._draw(name, weight).sample(weight, positions, grid, self._random)
+            if self._keep:
+                self._kept[name] = noise
+            yield name, base, noise
+
+    def _draw(self, name: str, weight: Tensor) -> Draw:
+        if name not in self._bound:
+            known = self._sensitivities[name] if self._sensitivities is not None else None
+            self._bound[name] = self._sampler.bind(weight, known)
+        return self._bound[name]
+
+    def _draw_grid(self) -> Grid:
+        if len(self._grids) == 1:
+            return self._grids[0]
+        device = self._random.device
+        index = torch.randint(len(self._grids), (), generator=self._random, device=device)
+        return self._grids[int(index)]

@@ -1,0 +1,1 @@
+"""Bit-packed formats of quantized weights."""

@@ -1,0 +1,92 @@
+"""The closing table: what each quantizer does to the original, the control and the tuned model."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from npft.artifacts import Report, Row, label
+
+MODELS = ("original", "control", "tuned")
+
+
+def render(report: Report) -> RenderableType:
+    """One table per text, and the verdict."""
+    texts = list(dict.fromkeys(row.dataset for row in report.rows))
+    parts: list[RenderableType] = [_table(report.rows, text) for text in texts]
+    return Group(*parts, Text(verdict(report.rows)))
+
+
+def verdict(rows: list[Row]) -> str:
+    """In how many of the quantized cells tuning has the lowest KL, in one sentence."""
+    cells = _cells(rows, "kl")
+    quantized = [values for (_, setting), values in cells.items() if setting != "float"]
+    compared = [values for values in quantized if "tuned" in values and "original" in values]
+    if not compared:
+        return "Nothing to compare: no quantized cell has both the original and the tuned model."
+    won = sum(values["tuned"] == min(values.values()) for values in compared)
+    kept = sum(values["tuned"] / values["original"] for values in compared) / len(compared)
+    rivals = "the untuned model and the control" if "control" in compared[0] else "no tuning"
+    change = f"{abs(1 - kept):.0%} {'less' if kept < 1 else 'more'}"
+    return (
+        f"NPFT beats {rivals} in {won} of {len(compared)} quantized cells; "
+        f"KL to the original is {change} than untuned, on average."
+    )
+
+
+def _table(rows: list[Row], text: str) -> Table:
+    here = [row for row in rows if row.dataset == text]
+    tokens, context = here[0].tokens, here[0].context
+    present = [model for model in MODELS if any(row.model == model for row in here)]
+    kl, perplexity = _cells(here, "kl"), _cells(here, "perplexity")
+    table = Table(
+        title=f"{text}: perplexity and KL to the original (nats/token), {tokens:,} tokens, "
+        f"context {context}",
+        title_justify="left",
+    )
+    table.add_column("quantizer")
+    table.add_column("bits/weight", justify="right")
+    for model in present:
+        table.add_column(f"{model}\nppl", justify="right")
+        table.add_column("\nKL", justify="right")
+    table.add_column("KL, tuned\nvs original", justify="right")
+    for key, values in kl.items():
+        bits = {r.avg_bits for r in here if _setting(r) == key[1]}
+        line = [key[1], f"{max(bits):.2f}"]
+        for model in present:
+            best = values.get(model) == min(values.values()) and key[1] != "float"
+            style = "[bold]{}[/bold]" if best else "{}"
+            line += [_number(perplexity[key].get(model)), style.format(_kl(values.get(model)))]
+        table.add_row(*line, _change(values))
+    return table
+
+
+def _cells(rows: list[Row], metric: str) -> dict[tuple[str, str], dict[str, float]]:
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row.metric == metric:
+            cells.setdefault((row.dataset, _setting(row)), {})[row.model] = row.value
+    return cells
+
+
+def _setting(row: Row) -> str:
+    if row.quantizer == "none":
+        return "float"
+    return label(row.quantizer, row.bits, row.group_size)
+
+
+def _change(values: dict[str, float]) -> str:
+    if "tuned" not in values or not values.get("original"):
+        return ""
+    return f"{values['tuned'] / values['original'] - 1:+.0%}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value < 1e4 else f"{value:.3g}"
+
+
+def _kl(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,56 @@
+"""Noise as wide as the channel's own range (Algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from npft.contracts import Sampler
+from npft.grid import Grid
+
+
+class ChannelUniform(Sampler):
+    """Algorithm 1: uniform on a channel's ``min .. max``, then centred over its positions.
+
+    A channel is a row (``axis="output"``) or a column (``axis="input"``). Its range is that of all
+    its weights (``span="channel"``, the text) or of its outliers only (``span="outliers"``, the
+    released code, where a channel with one outlier gets no noise). On a min-max grid of b bits
+    this is up to ``2**b - 1`` times wider than eq. 6; ``scale`` narrows it.
+    """
+
+    name: ClassVar[str] = "channel-uniform"
+
+    axis: Literal["output", "input"] = Field("output", description="what a channel is")
+    span: Literal["channel", "outliers"] = Field("channel", description="whose range is used")
+    scale: float = Field(1.0, gt=0, description="factor on the range")
+
+    def sample(
+        self, weight: Tensor, positions: Tensor, grid: Grid, generator: torch.Generator
+    ) -> Tensor:
+        width = weight.shape[1]
+        by_output = self.axis == "output"
+        channel = positions // width if by_output else positions % width
+        channels = weight.shape[0] if by_output else width
+        if self.span == "channel":
+            low, high = torch.aminmax(weight, dim=1 if by_output else 0)
+        else:
+            low, high = _range_of_outliers(torch.take(weight, positions), channel, channels)
+        unit = torch.rand(
+            positions.shape, generator=generator, device=weight.device, dtype=weight.dtype
+        )
+        noise = unit * (high - low)[channel] * self.scale
+        return noise - _channel_means(noise, channel, channels)[channel]
+
+
+def _range_of_outliers(values: Tensor, channel: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    low = values.new_zeros(channels).scatter_reduce(0, channel, values, "amin", include_self=False)
+    high = values.new_zeros(channels).scatter_reduce(0, channel, values, "amax", include_self=False)
+    return low, high
+
+
+def _channel_means(values: Tensor, channel: Tensor, channels: int) -> Tensor:
+    empty = values.new_zeros(channels)
+    return empty.scatter_reduce(0, channel, values, "mean", include_self=False)

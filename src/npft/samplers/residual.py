@@ -1,0 +1,75 @@
+"""The error that quantizers really make, as noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from npft.artifacts import PackedWeight
+from npft.contracts import Draw, Sampler
+from npft.grid import Grid
+from npft.quantizers.kmeans import KMeans
+from npft.quantizers.rtn import RTN
+
+
+class Residual(Sampler):
+    r"""The real residual ``Q(w) - w`` of a quantizer drawn at random for each matrix and step.
+
+    With base weight W and adapter UV the forward pass then sees exactly ``Q(W + UV)``, while the
+    gradient passes straight through to the adapter, as in quantization-aware training. Drawing
+    among several quantizers and bit widths keeps what is learned from fitting only one of them.
+    The residual of a given quantizer is not random; its mean over a matrix is near zero, but not
+    exactly so.
+    """
+
+    name: ClassVar[str] = "residual"
+    needs_sensitivity: ClassVar[bool] = True
+
+    quantizers: tuple[Literal["rtn", "kmeans"], ...] = Field(
+        ("rtn", "kmeans"), min_length=1, description="whose residuals, one drawn each time"
+    )
+
+    def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
+        return _Residuals(self.quantizers, weight, sensitivity)
+
+    def sample(
+        self, weight: Tensor, positions: Tensor, grid: Grid, generator: torch.Generator
+    ) -> Tensor:
+        return self.bind(weight, None).sample(weight, positions, grid, generator)
+
+
+class _Residuals:
+    """The quantizers of one matrix; a codebook is searched when it is first drawn."""
+
+    def __init__(
+        self, quantizers: tuple[str, ...], weight: Tensor, sensitivity: Tensor | None
+    ) -> None:
+        self._quantizers = quantizers
+        self._weight = weight
+        self._sensitivity = sensitivity
+        self._quantize: dict[tuple[str, Grid], Callable[[Tensor], PackedWeight]] = {}
+
+    def sample(
+        self, weight: Tensor, positions: Tensor, grid: Grid, generator: torch.Generator
+    ) -> Tensor:
+        name = self._quantizers[_index(len(self._quantizers), generator)]
+        key = (name, grid)
+        if key not in self._quantize:
+            quantizer = (
+                KMeans(bits=grid.bits)
+                if name == "kmeans"
+                else RTN(bits=grid.bits, group_size=grid.group_size)
+            )
+            self._quantize[key] = quantizer.follow(self._weight.float(), self._sensitivity)
+        rounded = self._quantize[key](weight.float()).dequantize().to(weight.dtype)
+        return torch.take(rounded - weight, positions)
+
+
+def _index(count: int, generator: torch.Generator) -> int:
+    if count == 1:
+        return 0
+    return int(torch.randint(count, (), generator=generator, device=generator.device))

@@ -1,0 +1,210 @@
+"""The stages of a run: each takes what the one before gave, and keeps its result in the folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from npft import adapters, data, models, outliers, tuning
+from npft.adapters import Adapter
+from npft.artifacts import LanguageModel, Outliers, QuantizedModel, Row
+from npft.contracts import Objective, Quantizer, Sampler, Scorer
+from npft.errors import NpftError
+from npft.evaluation.quality import Original, evaluate
+from npft.folder import RunFolder
+from npft.objectives.cross_entropy import CrossEntropy
+from npft.progress import Progress
+from npft.tuning import Tuning
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything that stages share: where, on what model and text, and how to show progress."""
+
+    folder: RunFolder
+    model: LanguageModel
+    calibration: Tensor
+    texts: Mapping[str, Tensor]
+    scorer: Scorer
+    score_batch: int
+    seed: int
+    progress: Progress
+
+    def batches(self) -> Iterator[Tensor]:
+        """Calibration windows in batches on the model's device."""
+        return data.batches(self.calibration, self.score_batch, self.model.device)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the score stage gives: positions, and all sensitivities if somebody needs them."""
+
+    outliers: Mapping[str, Outliers]
+    sensitivities: Mapping[str, Tensor] | None
+
+
+def score(work: Workspace, gamma: float, *, keep: bool) -> Scored:
+    """Score the weights and select the outliers; ``keep`` the sensitivities as well."""
+    kept: dict[str, Tensor] = {}
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for name, values in sensitivities(work, work.model, "score"):
+            if keep:
+                kept[name] = values
+            yield name, values
+
+    scored = Scored(outliers.select(stream(), gamma), kept if keep else None)
+    with work.folder.writing("scores") as draft:
+        draft.mkdir()
+        _save_outliers(scored.outliers, gamma, draft / "outliers.safetensors")
+        if keep:
+            save_file({n: v.cpu() for n, v in kept.items()}, draft / "sensitivities.safetensors")
+    return scored
+
+
+def sensitivities(
+    work: Workspace, model: LanguageModel, label: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The scorer's stream for a model on the calibration windows."""
+    count = -(-len(work.calibration) // work.score_batch)
+    return work.scorer.score(model, work.progress.track(work.batches(), label, count))
+
+
+def load_scored(work: Workspace) -> Scored:
+    """What an earlier score stage left in the folder.
+
+    Raises:
+        NpftError: there is nothing.
+    """
+    file = work.folder / "scores" / "outliers.safetensors"
+    if not file.is_file():
+        raise NpftError(f"{str(work.folder.path)!r} has no scores yet: run npft score first")
+    chosen = {}
+    with safe_open(file, framework="pt", device=str(work.model.device)) as stored:
+        everything = json.loads(stored.metadata()["everything"])
+        for name, layer in work.model.layers.items():
+            shape = (layer.out_features, layer.in_features)
+            positions = None if name in everything else stored.get_tensor(name)
+            chosen[name] = Outliers(shape, positions)
+    kept = work.folder / "scores" / "sensitivities.safetensors"
+    known = load_file(kept, device=str(work.model.device)) if kept.is_file() else None
+    return Scored(chosen, known)
+
+
+def _save_outliers(chosen: Mapping[str, Outliers], gamma: float, file: Path) -> None:
+    everything = [name for name, found in chosen.items() if found.positions is None]
+    positions = {n: f.positions.cpu() for n, f in chosen.items() if f.positions is not None}
+    metadata = {"everything": json.dumps(everything), "gamma": str(gamma)}
+    save_file(positions, file, metadata=metadata)
+
+
+def tune(
+    work: Workspace, scored: Scored, sampler: Sampler, objective: Objective, settings: Tuning
+) -> Adapter:
+    """Tune under noise; keeps ``adapter/``, ``merged/`` and ``losses.json``."""
+
+    def rescore(adapted: LanguageModel) -> Mapping[str, Outliers]:
+        total = sum(len(found) for found in scored.outliers.values())
+        numel = sum(f.shape[0] * f.shape[1] for f in scored.outliers.values())
+        return outliers.select(sensitivities(work, adapted, "score again"), total / numel)
+
+    adapter = tuning.tune(
+        work.model,
+        work.calibration,
+        scored.outliers,
+        sampler,
+        objective,
+        settings,
+        seed=work.seed,
+        sensitivities=scored.sensitivities,
+        rescore=rescore,
+        progress=work.progress,
+    )
+    _keep_adapter(work, adapter, "adapter", "losses.json")
+    with work.folder.writing("merged") as draft:
+        models.save(adapters.merge(work.model, adapter), draft)
+    return adapter
+
+
+def control(work: Workspace, settings: Tuning) -> Adapter:
+    """Train the control, with cross-entropy and no noise; keeps ``control/``."""
+    adapter = tuning.control(
+        work.model,
+        work.calibration,
+        CrossEntropy(),
+        settings,
+        seed=work.seed,
+        progress=work.progress,
+    )
+    _keep_adapter(work, adapter, "control", "losses-control.json")
+    return adapter
+
+
+def _keep_adapter(work: Workspace, adapter: Adapter, name: str, losses: str) -> None:
+    with work.folder.writing(name) as draft:
+        adapter.save(draft)
+    work.folder.write_json(losses, [asdict(loss) for loss in adapter.losses])
+
+
+def quantize(
+    work: Workspace,
+    model: LanguageModel,
+    quantizer: Quantizer,
+    known: Mapping[str, Tensor] | None,
+    keep_as: str | None,
+) -> QuantizedModel:
+    """Quantize a model; ``keep_as`` names the folder below ``quantized/`` to save it in."""
+    quantized = quantizer.quantize(
+        model,
+        work.batches(),
+        known if quantizer.needs_sensitivity else None,
+        work.progress,
+    )
+    if keep_as is not None:
+        with work.folder.writing(f"quantized/{keep_as}") as draft:
+            quantized.save(draft)
+    return quantized
+
+
+def originals(work: Workspace) -> dict[str, Original]:
+    """The original's predictions on each text, to compare with."""
+    return {name: Original(work.model, windows) for name, windows in work.texts.items()}
+
+
+def measure(
+    work: Workspace,
+    references: Mapping[str, Original],
+    which: str,
+    model: LanguageModel,
+    quantized: QuantizedModel | None = None,
+) -> list[Row]:
+    """Rows of perplexity and KL of one model, quantized or not, on every text."""
+    about: dict[str, Any] = {
+        "model": which,
+        "quantizer": quantized.quantizer if quantized else "none",
+        "bits": quantized.bits if quantized else _float_bits(model),
+        "group_size": quantized.group_size if quantized else 0,
+        "avg_bits": quantized.average_bits if quantized else float(_float_bits(model)),
+    }
+    runnable = quantized.model if quantized else model
+    rows = []
+    for name, reference in references.items():
+        what = f"{which} {quantized.label if quantized else 'float'} on {name}"
+        quality = evaluate(runnable, reference, work.progress, f"eval {what}")
+        shared = {**about, "dataset": name, "tokens": quality.tokens, "context": quality.context}
+        rows.append(Row(**shared, metric="perplexity", value=quality.perplexity))
+        rows.append(Row(**shared, metric="kl", value=quality.kl))
+    return rows
+
+
+def _float_bits(model: LanguageModel) -> int:
+    layer = next(iter(model.layers.values()))
+    return int(torch.finfo(layer.weight.dtype).bits)

@@ -1,0 +1,121 @@
+"""The stages of :mod:`npft.pipeline` alone: each opens a run folder and goes one step on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from npft import adapters, folder, pipeline, stages
+from npft.artifacts import LanguageModel, Report, Row, label
+from npft.config import RunConfig
+from npft.errors import NpftError
+from npft.folder import RunFolder
+from npft.pipeline import Plan
+from npft.plugins import Catalog
+from npft.progress import Progress
+from npft.quantizers import checkpoint
+from npft.stages import Workspace
+
+QUANTIZED = "quantized"
+
+
+def score(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
+    """Start a run folder with ``config.toml`` and ``scores/``."""
+    parts = pipeline.plan(settings, catalog)
+    with folder.create(Path(settings.output)) as kept:
+        work = pipeline.workspace(settings, parts, kept, progress)
+        stages.score(work, settings.gamma, keep=parts.needs_sensitivity)
+
+
+def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
+    """From ``scores/`` to ``adapter/`` and ``merged/``, and the control's adapter."""
+    with _opened(settings, catalog, progress) as (parts, work):
+        scored = stages.load_scored(work)
+        if settings.control:
+            stages.control(work, parts.tuning)
+        stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
+
+
+def quantize(
+    settings: RunConfig, catalog: Catalog, progress: Progress, which: tuple[str, ...]
+) -> list[Path]:
+    """Quantize some of the folder's models; the checkpoints' paths.
+
+    The tuned model's go to ``quantized/SETTING``, the others' to ``quantized/MODEL/SETTING``.
+    """
+    with _opened(settings, catalog, progress) as (parts, work):
+        written = []
+        for name in which:
+            model = _model(work, name)
+            known = None
+            if any(quantizer.needs_sensitivity for quantizer in parts.quantizers):
+                known = dict(stages.sensitivities(work, model, f"score {name}"))
+            for quantizer in parts.quantizers:
+                setting = label(quantizer.name, quantizer.bits, quantizer.group_size_or_zero)
+                keep_as = setting if name == "tuned" else f"{name}/{setting}"
+                stages.quantize(work, model, quantizer, known, keep_as)
+                written.append(work.folder / QUANTIZED / keep_as)
+        return written
+
+
+def evaluate(settings: RunConfig, catalog: Catalog, progress: Progress) -> Report:
+    """Measure every model and checkpoint in the folder; ``results.json`` keeps other rows."""
+    with _opened(settings, catalog, progress) as (_, work):
+        references = stages.originals(work)
+        rows = []
+        for name in ("original", "control", "tuned"):
+            if not _present(work.folder, name):
+                continue
+            model = _model(work, name)
+            rows += stages.measure(work, references, name, model)
+            for path in _checkpoints(work.folder, name):
+                quantized = checkpoint.load(path, device=settings.device, dtype=settings.dtype)
+                rows += stages.measure(work, references, name, model, quantized)
+        report = Report(
+            pipeline.merge_rows(_rows_so_far(work.folder), rows),
+            environment=pipeline.environment(work),
+        )
+        pipeline.write_results(work.folder, report)
+        return report
+
+
+@contextmanager
+def _opened(
+    settings: RunConfig, catalog: Catalog, progress: Progress
+) -> Iterator[tuple[Plan, Workspace]]:
+    parts = pipeline.plan(settings, catalog)
+    with folder.opened(Path(settings.output)) as kept:
+        yield parts, pipeline.workspace(settings, parts, kept, progress)
+
+
+def _present(kept: RunFolder, name: str) -> bool:
+    return name == "original" or (kept / _adapter(name)).is_dir()
+
+
+def _adapter(name: str) -> str:
+    return "adapter" if name == "tuned" else "control"
+
+
+def _model(work: Workspace, name: str) -> LanguageModel:
+    if name == "original":
+        return work.model
+    return adapters.merge(work.model, adapters.load_adapter(work.folder / _adapter(name)))
+
+
+def _checkpoints(kept: RunFolder, name: str) -> list[Path]:
+    place = kept / QUANTIZED if name == "tuned" else kept / QUANTIZED / name
+    if not place.is_dir():
+        return []
+    return sorted(path for path in place.iterdir() if (path / checkpoint.MANIFEST).is_file())
+
+
+def _rows_so_far(kept: RunFolder) -> list[Row]:
+    file = kept / "results.json"
+    if not file.is_file():
+        return []
+    try:
+        return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NpftError(f"{str(file)!r} is not a results.json of npft: move it away") from error

@@ -1,0 +1,263 @@
+"""Noise perturbation fine-tuning: an adapter learns while the base weights are shaken (eq. 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from npft import data
+from npft.adapters import Adapter, attached, dropout_of_adapter, extract, trainable
+from npft.artifacts import LanguageModel, Outliers, StepLoss
+from npft.contracts import Objective, Sampler
+from npft.errors import NpftError
+from npft.grid import Grid
+from npft.noise import Noise
+from npft.progress import Progress, Silent
+from npft.seeding import generator, isolated_rng
+
+Rescore = Callable[[LanguageModel], Mapping[str, Outliers]]
+
+
+class Tuning(BaseModel):
+    """How to tune; every field is an option ``tuning.NAME``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(3, ge=1, description="passes over the calibration windows")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(4, ge=1, description="windows per step")
+    rank: int = Field(16, ge=1, description="rank of the LoRA adapter")
+    alpha: float = Field(
+        32.0, gt=0, description="LoRA's alpha: the adapter is scaled by alpha/rank"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    beta: float = Field(0.5, ge=0, description="weight of the clean loss in eq. 7")
+    balance: bool = Field(
+        True, description="divide the noisy loss by its own size, so that every grid counts alike"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising rate")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    layers: Literal["all", "attention", "mlp"] = Field("all", description="layers that get noise")
+    draw: Literal["step", "epoch"] = Field("step", description="when noise is drawn anew")
+    rescore: bool = Field(False, description="select the outliers anew before each epoch")
+    noise_bits: tuple[int, ...] = Field(
+        (4,), min_length=1, description="grids that the noise imitates, one drawn per step"
+    )
+    noise_group_size: int = Field(0, ge=0, description="group size of those grids, 0: per channel")
+
+    def grids(self) -> list[Grid]:
+        """The target grids of the noise."""
+        return [Grid(bits, self.noise_group_size) for bits in self.noise_bits]
+
+
+def tune(
+    model: LanguageModel,
+    windows: Tensor,
+    outliers: Mapping[str, Outliers],
+    sampler: Sampler,
+    objective: Objective,
+    settings: Tuning,
+    *,
+    seed: int = 0,
+    sensitivities: Mapping[str, Tensor] | None = None,
+    rescore: Rescore | None = None,
+    progress: Progress | None = None,
+) -> Adapter:
+    r"""Train an adapter under fresh noise at every step (eq. 7).
+
+    .. math:: \min_{U,V} L(W + z_i + UV) + \beta L(W + UV)
+
+    The noise z is added to the base weights only, so that the adapter's gradient is exact, and
+    the weights are put back bit for bit after every step.
+
+    Args:
+        model: the float model; the same, bit for bit, when this returns.
+        windows: ``(n, context)`` calibration token ids.
+        outliers: positions that get noise, per layer.
+        sensitivities: ``(out, in)`` per layer, if the sampler needs them.
+        rescore: called before each epoch after the first if ``settings.rescore``, with the model
+            as adapted so far.
+
+    Returns:
+        The adapter and the losses of each step.
+
+    Raises:
+        NpftError: the loss became NaN or infinite.
+    """
+    if sampler.needs_sensitivity and sensitivities is None:
+        raise NpftError(f"sampler {sampler.name!r} needs the sensitivities of the weights")
+    noise = Noise(
+        sampler,
+        outliers,
+        settings.grids(),
+        generator(seed, "noise", model.device),
+        sensitivities=sensitivities,
+        layers=settings.layers,
+        keep=settings.draw == "epoch",
+    )
+    return _train(model, windows, noise, objective, settings, seed, rescore, progress, "tune")
+
+
+def control(
+    model: LanguageModel,
+    windows: Tensor,
+    objective: Objective,
+    settings: Tuning,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Adapter:
+    """The honest baseline: the same adapter, data and steps, with no noise at all."""
+    return _train(model, windows, None, objective, settings, seed, None, progress, "control")
+
+
+def _train(
+    model: LanguageModel,
+    windows: Tensor,
+    noise: Noise | None,
+    objective: Objective,
+    settings: Tuning,
+    seed: int,
+    rescore: Rescore | None,
+    progress: Progress | None,
+    label: str,
+) -> Adapter:
+    show = progress or Silent()
+    losses: list[StepLoss] = []
+    per_epoch = math.ceil(len(windows) / settings.batch_size)
+    with (
+        attached(
+            model,
+            list(model.layers),
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            seed=seed,
+        ) as (wrapped, adapted),
+        isolated_rng(seed, "dropout"),
+        torch.enable_grad(),
+    ):
+        optimizer = torch.optim.AdamW(
+            trainable(wrapped), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, _linear_schedule(settings, per_epoch * settings.epochs)
+        )
+        wrapped.eval()
+        step = _Step(wrapped, adapted, objective, settings, noise)
+        order = _batches(windows, settings, seed, model.device)
+        epoch = 0
+        for number, (new_epoch, tokens) in enumerate(
+            show.track(order, label, per_epoch * settings.epochs)
+        ):
+            if new_epoch != epoch:
+                epoch = new_epoch
+                if noise is not None:
+                    noise.new_epoch()
+                    if rescore is not None and settings.rescore:
+                        noise.outliers = rescore(adapted)
+            losses.append(StepLoss(number, *step(tokens)))
+            torch.nn.utils.clip_grad_norm_(trainable(wrapped), settings.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        return extract(wrapped, losses)
+
+
+class _Step:
+    """Gradients of eq. 7 on one batch: noisy term, then clean term."""
+
+    def __init__(
+        self,
+        wrapped: PeftModel,
+        adapted: LanguageModel,
+        objective: Objective,
+        settings: Tuning,
+        noise: Noise | None,
+    ) -> None:
+        self._wrapped = wrapped
+        self._adapted = adapted
+        self._objective = objective
+        self._beta = settings.beta
+        self._balance = settings.balance
+        self._noise = noise
+
+    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+        original = self._original(tokens)
+        if self._noise is None:
+            # Without noise both terms of eq. 7 are one and the same.
+            clean = self._loss(tokens, original)
+            ((1 + self._beta) * clean).backward()
+            return _finite(clean), _finite(clean)
+        with self._noise.applied(self._adapted):
+            noisy = self._loss(tokens, original)
+            value = _finite(noisy)
+            (noisy / self._size(value)).backward()
+        if self._beta == 0:
+            return value, math.nan
+        clean = self._loss(tokens, original)
+        (self._beta * clean).backward()
+        return value, _finite(clean)
+
+    def _size(self, noisy: float) -> float:
+        """What the noisy term is divided by: dividing by itself makes it the gradient of its log.
+
+        Coarse grids lose a hundred times more than fine ones; undivided, theirs would be the only
+        gradients that count.
+        """
+        return max(noisy, 1e-3) if self._balance else 1.0
+
+    def _original(self, tokens: Tensor) -> object | None:
+        """The original model is this one with its adapter off: no second copy is held."""
+        if not self._objective.needs_original:
+            return None
+        with torch.no_grad(), self._wrapped.disable_adapter():
+            return self._forward(tokens)
+
+    def _loss(self, tokens: Tensor, original: object | None) -> Tensor:
+        with dropout_of_adapter(self._wrapped):
+            student = self._forward(tokens)
+        return self._objective.loss(student, tokens, original)
+
+    def _forward(self, tokens: Tensor) -> object:
+        hidden = self._objective.needs_hidden_states
+        return self._wrapped(input_ids=tokens, output_hidden_states=hidden, use_cache=False)
+
+
+def _finite(loss: Tensor) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise NpftError(
+            f"the tuning loss became {value}: lower tuning.lr or the noise, or tune in float32"
+        )
+    return value
+
+
+def _linear_schedule(settings: Tuning, steps: int) -> Callable[[int], float]:
+    """Rise over the warm-up share of the steps, then fall to zero, both linearly."""
+    rising = max(1, round(settings.warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return (steps - step) / max(1, steps - rising)
+
+    return factor
+
+
+def _batches(
+    windows: Tensor, settings: Tuning, seed: int, device: torch.device
+) -> Iterable[tuple[int, Tensor]]:
+    """``(epoch, tokens)``, shuffled anew each epoch."""
+    shuffle = generator(seed, "order")
+    for epoch in range(settings.epochs):
+        order = torch.randperm(len(windows), generator=shuffle)
+        for tokens in data.batches(windows[order], settings.batch_size, device):
+            yield epoch, tokens

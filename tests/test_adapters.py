@@ -1,0 +1,200 @@
+"""LoRA on and off a model: attach, save, load, merge."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import tiny_model, tiny_network, tiny_tokens
+from torch import Tensor
+
+from npft import adapters
+from npft.adapters import Adapter, attached, extract, load_adapter, merge
+from npft.artifacts import LanguageModel
+from npft.errors import NpftError
+
+RANK, ALPHA = 3, 12.0
+architectures = pytest.mark.parametrize("architecture", ["Llama", "GPT2", "OPT", "GPTNeoX"])
+
+
+def attach(model: LanguageModel, dropout: float = 0.0, seed: int = 0) -> object:
+    return attached(
+        model, list(model.layers), rank=RANK, alpha=ALPHA, dropout=dropout, seed=seed
+    )
+
+
+def random_adapter(model: LanguageModel, seed: int = 1) -> Adapter:
+    """An adapter that changes every layer noticeably."""
+    random = torch.Generator().manual_seed(seed)
+    with attach(model) as (wrapped, _), torch.no_grad():
+        for parameter in adapters.trainable(wrapped):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=random))
+        return extract(wrapped, [])
+
+
+def logits(network: torch.nn.Module) -> Tensor:
+    with torch.no_grad():
+        return network(input_ids=tiny_tokens()).logits
+
+
+def state(model: LanguageModel) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.network.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@architectures
+def test_merged_weights_are_base_plus_scaled_product(architecture: str) -> None:
+    model = tiny_model(architecture)
+    adapter = random_adapter(model)
+    merged = merge(model, adapter)
+    for name, layer in model.layers.items():
+        a, b = (adapter.weights[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+        assert a.shape == (RANK, layer.in_features)
+        assert b.shape == (layer.out_features, RANK)
+        expected = layer.weight.double() + (b.double() @ a.double()) * ALPHA / RANK
+        found = merged.layers[name].weight
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(found, layer.weight, atol=0.1)
+
+
+@architectures
+def test_merging_changes_nothing_but_the_copys_layers(architecture: str) -> None:
+    model = tiny_model(architecture)
+    before = state(model)
+    merged = merge(model, random_adapter(model))
+    assert same(state(model), before)
+    after = state(merged)
+    assert after.keys() == before.keys()
+    layers = {f"{name}.weight" for name in model.layers}
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert changed == layers
+    assert list(merged.layers) == list(model.layers)
+    modules = dict(merged.network.named_modules())
+    assert all(layer.module is modules[name] for name, layer in merged.layers.items())
+
+
+@architectures
+def test_a_saved_adapter_opens_in_peft(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    adapter = random_adapter(model)
+    adapter.save(tmp_path / "adapter")
+    opened = PeftModel.from_pretrained(tiny_network(architecture), str(tmp_path / "adapter"))
+    opened.eval()
+    theirs = logits(opened)
+    torch.testing.assert_close(logits(merge(model, adapter).network), theirs, rtol=1e-4, atol=1e-4)
+    assert (theirs - logits(model.network)).abs().max() > 0.1
+
+
+def test_a_loaded_adapter_is_the_saved_one(tmp_path: Path) -> None:
+    model = tiny_model()
+    adapter = random_adapter(model)
+    adapter.save(tmp_path)
+    loaded = load_adapter(tmp_path)
+    assert same(loaded.weights, adapter.weights)
+    assert (loaded.config.r, loaded.config.lora_alpha) == (RANK, ALPHA)
+    assert same(state(merge(model, loaded)), state(merge(model, adapter)))
+
+
+@architectures
+def test_a_fresh_adapter_predicts_what_the_model_predicts(architecture: str) -> None:
+    model = tiny_model(architecture)
+    before = logits(model.network)
+    with attach(model) as (wrapped, adapted):
+        wrapped.eval()
+        assert torch.equal(logits(wrapped), before)
+        for name, layer in adapted.layers.items():
+            assert torch.equal(layer.weight, model.layers[name].weight)
+            assert layer.base.data_ptr() == model.layers[name].weight.data_ptr()
+
+
+@architectures
+def test_layers_under_an_adapter_know_their_effective_weight(architecture: str) -> None:
+    model = tiny_model(architecture)
+    adapter = random_adapter(model)
+    merged = merge(model, adapter)
+    with attach(model) as (wrapped, adapted):
+        for parameter, trained in zip(
+            adapters.trainable(wrapped), adapter.weights.values(), strict=True
+        ):
+            parameter.data.copy_(trained)
+        for name, layer in adapted.layers.items():
+            assert torch.equal(layer.base, model.layers[name].weight)
+            torch.testing.assert_close(layer.weight, merged.layers[name].weight)
+            assert (layer.kind, layer.name) == (model.layers[name].kind, name)
+
+
+@architectures
+@pytest.mark.parametrize("failing", [False, True])
+def test_detaching_leaves_the_model_as_it_was(architecture: str, failing: bool) -> None:
+    model = tiny_model(architecture)
+    before, predicted = state(model), logits(model.network)
+    modules = [id(module) for module in model.network.modules()]
+    try:
+        with attach(model) as (wrapped, _):
+            wrapped.train()
+            assert len(list(model.network.modules())) > len(modules)
+            if failing:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert [id(module) for module in model.network.modules()] == modules
+    assert same(state(model), before)
+    assert not any(module.training for module in model.network.modules())
+    assert not any(p.requires_grad for p in model.network.parameters())
+    assert torch.equal(logits(model.network), predicted)
+
+
+def test_initialisation_depends_on_the_seed_alone() -> None:
+    def fresh(seed: int) -> dict[str, Tensor]:
+        with attach(tiny_model(), seed=seed) as (wrapped, _):
+            return extract(wrapped, []).weights
+
+    torch.manual_seed(1)
+    first = fresh(0)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert same(fresh(0), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not same(fresh(1), first)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"hidden_size": 48},
+        {"num_hidden_layers": 1},
+        {"architecture": "GPT2"},
+        {"architecture": "OPT"},
+    ],
+    ids=str,
+)
+def test_an_adapter_of_another_model_is_refused(other: dict[str, object]) -> None:
+    adapter = random_adapter(tiny_model())
+    with pytest.raises(NpftError, match="the adapter does not belong to this model"):
+        merge(tiny_model(**other), adapter)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_broken_adapter_is_refused(broken: float) -> None:
+    model = tiny_model()
+    adapter = random_adapter(model)
+    next(iter(adapter.weights.values()))[0, 0] = broken
+    with pytest.raises(NpftError, match="the adapter cannot be merged"):
+        merge(model, adapter)
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors", None])
+def test_a_folder_without_an_adapter_is_refused(missing: str | None, tmp_path: Path) -> None:
+    random_adapter(tiny_model()).save(tmp_path)
+    if missing is None:
+        (tmp_path / "adapter_model.safetensors").write_bytes(b"\0" * 100)
+    else:
+        (tmp_path / missing).unlink()
+    with pytest.raises(NpftError, match="there is no readable adapter in .*: run npft tune"):
+        load_adapter(tmp_path)
