@@ -21,9 +21,7 @@ architectures = pytest.mark.parametrize("architecture", ["Llama", "GPT2", "OPT",
 
 
 def attach(model: LanguageModel, dropout: float = 0.0, seed: int = 0) -> object:
-    return attached(
-        model, list(model.layers), rank=RANK, alpha=ALPHA, dropout=dropout, seed=seed
-    )
+    return attached(model, list(model.layers), rank=RANK, alpha=ALPHA, dropout=dropout, seed=seed)
 
 
 def random_adapter(model: LanguageModel, seed: int = 1) -> Adapter:
@@ -196,5 +194,5 @@ def test_a_folder_without_an_adapter_is_refused(missing: str | None, tmp_path: P
         (tmp_path / "adapter_model.safetensors").write_bytes(b"\0" * 100)
     else:
         (tmp_path / missing).unlink()
-    with pytest.raises(NpftError, match="there is no readable adapter in .*: run npft tune"):
+    with pytest.raises(NpftError, match=r"there is no readable adapter in .*: run npft tune"):
         load_adapter(tmp_path)

@@ -44,7 +44,10 @@ def test_option_of_every_quantizer_and_of_one() -> None:
     values: dict = {**BASE, "quant": [{"name": "rtn"}, {"name": "kmeans"}]}
     config.set_option(values, "quant.rtn.group_size=64")
     config.set_option(values, "quant.x=1")
-    assert values["quant"] == [{"name": "rtn", "group_size": 64, "x": 1}, {"name": "kmeans", "x": 1}]
+    assert values["quant"] == [
+        {"name": "rtn", "group_size": 64, "x": 1},
+        {"name": "kmeans", "x": 1},
+    ]
 
 
 def test_option_keeps_the_default_plugin() -> None:

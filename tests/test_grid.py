@@ -70,7 +70,7 @@ def test_error_is_at_most_half_a_step(weight: np.ndarray, bits: int) -> None:
     assert codes.max() <= 2**bits - 1
     assert torch.equal(codes, codes.round())
     half = step_size(tensor, grid) / 2
-    assert ((stands_for - tensor).abs() <= half * (1 + 1e-5)).all()
+    assert ((stands_for - tensor).abs() <= half * (1 + 1e-4)).all()
 
 
 @given(weight=matrices, bits=st.sampled_from(BITS))
@@ -81,7 +81,7 @@ def test_extremes_and_zero_are_on_the_grid(weight: np.ndarray, bits: int) -> Non
     tensor = torch.from_numpy(weight)
     scale, zero = minmax(tensor, grid)
     lowest, highest = -zero * scale, (grid.max_code - zero) * scale
-    slack = scale / 2 * (1 + 1e-5)
+    slack = scale / 2 * (1 + 1e-4)
     assert ((lowest - tensor.amin(1, keepdim=True).clamp(max=0)).abs() <= slack).all()
     if (tensor != 0).any(1).all():
         assert ((highest - tensor.amax(1, keepdim=True).clamp(min=0)).abs() <= slack).all()
@@ -161,7 +161,9 @@ def test_zeros_have_no_step() -> None:
 def test_transposed_weights_have_the_grid_of_a_copy() -> None:
     weight = normal(8, 6).T
     assert not weight.is_contiguous()
-    for mine, copied in zip(minmax(weight, Grid(4, 4)), minmax(weight.clone(), Grid(4, 4)), strict=True):
+    for mine, copied in zip(
+        minmax(weight, Grid(4, 4)), minmax(weight.clone(), Grid(4, 4)), strict=True
+    ):
         assert torch.equal(mine, copied)
 
 

@@ -71,7 +71,7 @@ def test_restored_after_a_failure(failing: type[BaseException], when: str) -> No
     before = weights_of(model)
     calls = 0
 
-    def draw(weight: Tensor, positions: Tensor, grid: Grid, _: torch.Generator) -> Tensor:
+    def draw(weight: Tensor, positions: Tensor, *_: object) -> Tensor:
         nonlocal calls
         calls += 1
         if when == "sampling" and calls == 5:
@@ -90,7 +90,7 @@ def test_restored_where_a_sampler_gives_the_wrong_number_of_values() -> None:
     before = weights_of(model)
     count = 0
 
-    def draw(weight: Tensor, positions: Tensor, grid: Grid, _: torch.Generator) -> Tensor:
+    def draw(_: Tensor, positions: Tensor, *__: object) -> Tensor:
         nonlocal count
         count += 1
         return torch.ones(positions.numel() if count < 3 else 7)
@@ -144,7 +144,7 @@ def test_samplers_see_the_effective_weight_but_the_base_is_shaken(architecture: 
     model = tiny_model(architecture)
     seen = []
 
-    def draw(weight: Tensor, positions: Tensor, grid: Grid, _: torch.Generator) -> Tensor:
+    def draw(weight: Tensor, positions: Tensor, *_: object) -> Tensor:
         seen.append(weight.clone())
         return torch.ones_like(positions, dtype=weight.dtype)
 

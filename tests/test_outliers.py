@@ -133,9 +133,7 @@ def test_each_layer_has_its_own_share() -> None:
     assert [outliers.shape for outliers in chosen.values()] == [(5, 8), (10, 4)]
 
 
-def test_a_share_too_small_for_every_layer_is_refused() -> None:
-    with pytest.raises(NpftError, match="gamma=0.01 selects no weight in any layer"):
-        select([("first", scores(3, 4)), ("second", scores(2, 2))], 0.01)
+def test_a_share_may_be_too_small_for_a_layer() -> None:
     chosen = select([("large", scores(10, 10)), ("small", scores(2, 2))], 0.01)
     assert [len(outliers) for outliers in chosen.values()] == [1, 0]
 

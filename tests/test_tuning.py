@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,10 @@ architectures = pytest.mark.parametrize("architecture", ["Llama", "GPT2", "OPT"]
 
 
 def settings(**changes: Any) -> Tuning:
-    """Two epochs of two steps with a small adapter."""
-    return Tuning(**{"epochs": 2, "batch_size": 2, "rank": 2, "alpha": 4, "lr": 1e-2, **changes})
+    """Two epochs of two steps with a small adapter and plain eq. 7, whatever the defaults are."""
+    small = {"epochs": 2, "batch_size": 2, "rank": 2, "alpha": 4, "lr": 1e-2}
+    plain = {"beta": 0.5, "balance": False, "noise_bits": (4,)}
+    return Tuning(**{**small, **plain, **changes})
 
 
 def same(one: Adapter, other: Adapter) -> bool:
@@ -72,14 +75,18 @@ def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning
 
     def loss(shift: float) -> Tensor:
         weights = {
-            f"{name}.weight": model.layers[name].weight + shift + options.alpha / options.rank * b @ a
+            f"{name}.weight": model.layers[name].weight
+            + shift
+            + options.alpha / options.rank * b @ a
             for name, (a, b) in pairs.items()
         }
         inputs = {"input_ids": windows, "labels": windows}
         return functional_call(model.network, weights, kwargs=inputs).loss
 
     for step in range(options.epochs):
-        optimizer.param_groups[0]["lr"] = options.lr * (options.epochs - step) / (options.epochs - 1)
+        optimizer.param_groups[0]["lr"] = (
+            options.lr * (options.epochs - step) / (options.epochs - 1)
+        )
         if step == 0:
             optimizer.param_groups[0]["lr"] = options.lr
         noisy = loss(noise)
@@ -104,7 +111,7 @@ def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning
     ids=str,
 )
 def test_equation_7_by_hand(options: dict[str, Any]) -> None:
-    chosen = settings(**{"epochs": 3, "batch_size": 4, "balance": False, "warmup": 0.0, **options})
+    chosen = settings(**{"epochs": 3, "batch_size": 4, "warmup": 0.0, **options})
     model, windows = tiny_model(), tiny_tokens(windows=4)
     adapter = tune(model, windows, everywhere(model), constant(0.05), CrossEntropy(), chosen)
     expected = by_hand(model, windows, 0.05, chosen)
@@ -112,14 +119,12 @@ def test_equation_7_by_hand(options: dict[str, Any]) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=chosen.lr / 20)
     without_noise = by_hand(model, windows, 0.0, chosen)
-    largest = max(
-        float((a - b).abs().max()) for a, b in zip(without_noise, expected, strict=True)
-    )
+    largest = max(float((a - b).abs().max()) for a, b in zip(without_noise, expected, strict=True))
     assert largest > chosen.lr / 2
 
 
 def test_the_first_step_is_as_long_as_the_learning_rate() -> None:
-    """Adam's first update is the rate times the sign of the gradient; A's gradient is 0 at B = 0."""
+    """Adam's first update is the rate times the gradient's sign; A's gradient is 0 at B = 0."""
     model = tiny_model()
     once = settings(epochs=1, batch_size=4, lr=0.003)
     adapter = tune(model, tiny_tokens(), some(model), uniform(0.1), KL(), once)
@@ -293,7 +298,7 @@ def test_every_epoch_sees_every_window_once_in_another_order() -> None:
     model, windows = tiny_model(), tiny_tokens(windows=7)
     seen: list[tuple[int, ...]] = []
 
-    def see(student: Any, tokens: Tensor, original: Any) -> None:
+    def see(_: Any, tokens: Tensor, __: Any) -> None:
         seen.extend(tuple(row.tolist()) for row in tokens)
 
     adapter = tune(
@@ -343,7 +348,7 @@ def test_everything_with_or_without_an_index(architecture: str) -> None:
 @pytest.mark.parametrize("objective", [CrossEntropy(), KL()], ids=lambda o: o.name)
 @architectures
 def test_the_control_is_tuning_without_noise(architecture: str, objective: Any) -> None:
-    model, options = tiny_model(architecture), settings(beta=0, balance=False)
+    model, options = tiny_model(architecture), settings(beta=0)
     still = tune(model, tiny_tokens(), everywhere(model), constant(0.0), objective, options)
     assert same(control(model, tiny_tokens(), objective, options), still)
     shaken = tune(model, tiny_tokens(), everywhere(model), constant(0.1), objective, options)
@@ -438,7 +443,7 @@ def test_weights_are_clean_whenever_noise_is_drawn() -> None:
     clean = weights_of(model)
     calls = []
 
-    def draw(weight: Tensor, positions: Tensor, grid: Grid, source: torch.Generator) -> Tensor:
+    def draw(_: Tensor, positions: Tensor, __: Grid, source: torch.Generator) -> Tensor:
         if len(calls) % len(clean) == 0:
             assert equal(weights_of(model), clean)
         calls.append(None)
@@ -458,7 +463,7 @@ def test_the_model_is_untouched_after_a_failure(
     before = snapshot(model)
     draws, losses = 0, 0
 
-    def draw(weight: Tensor, positions: Tensor, grid: Grid, _: torch.Generator) -> Tensor:
+    def draw(weight: Tensor, positions: Tensor, *_: object) -> Tensor:
         nonlocal draws
         draws += 1
         if part == "sampler" and draws == len(model.layers) + 4:
@@ -469,7 +474,9 @@ def test_the_model_is_untouched_after_a_failure(
         nonlocal losses
         losses += 1
         if losses == {"noisy": 3, "clean": 4}.get(part, 0):
-            assert equal(weights_of(model), weights_of(tiny_model(architecture))) == (part == "clean")
+            assert equal(weights_of(model), weights_of(tiny_model(architecture))) == (
+                part == "clean"
+            )
             raise failing
 
     class Interrupted:
@@ -506,17 +513,19 @@ def test_a_loss_that_is_not_finite_is_an_error(broken: float, where: str) -> Non
     before = snapshot(model)
     clean = next(iter(model.layers.values())).weight.clone()
 
-    def see(student: Any, tokens: Tensor, original: Any) -> None:
+    def see(student: Any, *_: object) -> None:
         if where == "control" or torch.equal(next(iter(model.layers.values())).weight, clean):
             student.logits = student.logits + math.nan
 
     objective = CrossEntropy() if where == "noise" else observed(see)
+    noise = constant(broken if where == "noise" else 0.1)
+    train = (
+        partial(control, model, tiny_tokens(), objective, settings())
+        if where == "control"
+        else partial(tune, model, tiny_tokens(), everywhere(model), noise, objective, settings())
+    )
     with pytest.raises(NpftError, match="the tuning loss became"):
-        if where == "control":
-            control(model, tiny_tokens(), objective, settings())
-        else:
-            noise = constant(broken if where == "noise" else 0.1)
-            tune(model, tiny_tokens(), everywhere(model), noise, objective, settings())
+        train()
     assert_untouched(model, before)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
-from tokenizers import pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from npft import models

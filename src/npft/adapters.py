@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from npft.artifacts import LanguageModel, LinearLayer, StepLoss
-from npft.errors import NpftError
+from npft.errors import NpftError, in_one_line
 from npft.seeding import isolated_rng
 
 if TYPE_CHECKING:
@@ -144,13 +144,13 @@ def merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
     try:
         with isolated_rng(0, "merge"):
             wrapped = _wrap(merged, adapter.config)
-        result = set_peft_model_state_dict(wrapped, adapter.weights)
+        result: Any = set_peft_model_state_dict(wrapped, adapter.weights)
     except (ValueError, RuntimeError) as error:
         raise NpftError(
-            f"the adapter does not belong to this model: {str(error).splitlines()[0][:200]}"
+            f"the adapter does not belong to this model: {in_one_line(error)}"
         ) from error
     if result.unexpected_keys:
-        raise NpftError(f"the adapter does not belong to this model: {result.unexpected_keys[0]}")
+        raise NpftError(f"the adapter does not belong to this model: {result.unexpected_keys[0]}")  # type: ignore[attr-defined]
     try:
         network = wrapped.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     except ValueError as error:

@@ -64,8 +64,10 @@ class Draw(Protocol):
 class Sampler(Plugin, ABC):
     """Noise of the kind that quantization makes."""
 
-    needs_sensitivity: ClassVar[bool] = False
-    """Whether :meth:`bind` wants the sensitivities of the matrix."""
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether :meth:`bind` wants the sensitivities of the matrix; may depend on options."""
+        return False
 
     def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
         """What draws noise for one matrix throughout a tuning.

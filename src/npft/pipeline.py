@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npft import adapters, config, data, folder, models, outliers, stages
+from npft import config, data, folder, models, outliers, stages
+from npft.adapters import Adapter, merge
 from npft.artifacts import LanguageModel, Report, Row, label
 from npft.config import RunConfig
 from npft.contracts import Objective, Quantizer, Sampler, Scorer
+from npft.evaluation.quality import Original
 from npft.folder import RunFolder
 from npft.plugins import Catalog, build
 from npft.progress import Progress, Silent
@@ -80,19 +82,17 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
             work = workspace(settings, parts, kept, progress or Silent())
         with clock.timing("score"):
             scored = stages.score(work, settings.gamma, keep=parts.needs_sensitivity)
-        variants = {"original": work.model}
-        losses = {}
+        adapters: dict[str, Adapter] = {}
         if settings.control:
             with clock.timing("control"):
-                adapter = stages.control(work, parts.tuning)
-                losses["control"] = adapter.losses
-                variants["control"] = adapters.merge(work.model, adapter)
+                adapters["control"] = stages.control(work, parts.tuning)
         with clock.timing("tune"):
-            adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
-            losses["tuned"] = adapter.losses
-            variants["tuned"] = adapters.merge(work.model, adapter)
+            adapters["tuned"] = stages.tune(
+                work, scored, parts.sampler, parts.objective, parts.tuning
+            )
+        losses = {which: adapter.losses for which, adapter in adapters.items()}
         report = Report([], losses, clock.seconds, {})
-        for rows in _compare(work, parts, variants, scored, clock):
+        for rows in _compare(work, parts, adapters, scored, clock):
             report = replace(report, rows=report.rows + rows, environment=environment(work))
             write_results(kept, report)
         return report
@@ -101,35 +101,54 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
 def _compare(
     work: Workspace,
     parts: Plan,
-    variants: dict[str, LanguageModel],
+    adapters: Mapping[str, Adapter],
     scored: Scored,
     clock: Clock,
 ) -> Iterator[list[Row]]:
-    """Every variant as float and through every quantizer; one tuning serves them all."""
+    """Every model as float and through every quantizer; one tuning serves them all.
+
+    A model is merged when its turn comes, so that only one beside the original is in memory.
+    """
     references = stages.originals(work)
-    for which in list(variants):
-        model = variants.pop(which)
-        with clock.timing("evaluate"):
-            yield stages.measure(work, references, which, model)
+    yield from _measure(work, parts, "original", work.model, scored, references, clock)
+    for which, adapter in adapters.items():
+        merged = merge(work.model, adapter)
+        yield from _measure(work, parts, which, merged, None, references, clock)
+        del merged
+
+
+def _measure(
+    work: Workspace,
+    parts: Plan,
+    which: str,
+    model: LanguageModel,
+    scored: Scored | None,
+    references: Mapping[str, Original],
+    clock: Clock,
+) -> Iterator[list[Row]]:
+    with clock.timing("evaluate"):
+        rows = stages.measure(work, references, which, model)
+    yield rows
+    with clock.timing("quantize"):
+        known = _sensitivities(work, parts, model, which, scored)
+    for quantizer in parts.quantizers:
+        name = label(quantizer.name, quantizer.bits, quantizer.group_size_or_zero)
         with clock.timing("quantize"):
-            known = _sensitivities(work, parts, model, which, scored)
-        for quantizer in parts.quantizers:
-            name = label(quantizer.name, quantizer.bits, quantizer.group_size_or_zero)
-            with clock.timing("quantize"):
-                keep_as = name if which == "tuned" else None
-                quantized = stages.quantize(work, model, quantizer, known, keep_as)
-            with clock.timing("evaluate"):
-                yield stages.measure(work, references, which, model, quantized)
-            del quantized
+            keep_as = name if which == "tuned" else None
+            quantized = stages.quantize(work, model, quantizer, known, keep_as)
+        with clock.timing("evaluate"):
+            rows = stages.measure(work, references, which, model, quantized)
+        del quantized
+        yield rows
 
 
 def _sensitivities(
-    work: Workspace, parts: Plan, model: LanguageModel, which: str, scored: Scored
+    work: Workspace, parts: Plan, model: LanguageModel, which: str, scored: Scored | None
 ) -> Mapping[str, Tensor] | None:
     """A quantizer is given the sensitivities of the very model that it quantizes."""
     if not any(quantizer.needs_sensitivity for quantizer in parts.quantizers):
         return None
-    if model is work.model and scored.sensitivities is not None:
+    if scored is not None and scored.sensitivities is not None:
         return scored.sensitivities
     return dict(stages.sensitivities(work, model, f"score {which}"))
 

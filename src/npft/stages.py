@@ -48,6 +48,7 @@ class Scored:
     """What the score stage gives: positions, and all sensitivities if somebody needs them."""
 
     outliers: Mapping[str, Outliers]
+    gamma: float
     sensitivities: Mapping[str, Tensor] | None
 
 
@@ -61,7 +62,7 @@ def score(work: Workspace, gamma: float, *, keep: bool) -> Scored:
                 kept[name] = values
             yield name, values
 
-    scored = Scored(outliers.select(stream(), gamma), kept if keep else None)
+    scored = Scored(outliers.select(stream(), gamma), gamma, kept if keep else None)
     with work.folder.writing("scores") as draft:
         draft.mkdir()
         _save_outliers(scored.outliers, gamma, draft / "outliers.safetensors")
@@ -90,13 +91,14 @@ def load_scored(work: Workspace) -> Scored:
     chosen = {}
     with safe_open(file, framework="pt", device=str(work.model.device)) as stored:
         everything = json.loads(stored.metadata()["everything"])
+        gamma = float(stored.metadata()["gamma"])
         for name, layer in work.model.layers.items():
             shape = (layer.out_features, layer.in_features)
             positions = None if name in everything else stored.get_tensor(name)
             chosen[name] = Outliers(shape, positions)
     kept = work.folder / "scores" / "sensitivities.safetensors"
     known = load_file(kept, device=str(work.model.device)) if kept.is_file() else None
-    return Scored(chosen, known)
+    return Scored(chosen, gamma, known)
 
 
 def _save_outliers(chosen: Mapping[str, Outliers], gamma: float, file: Path) -> None:
@@ -112,9 +114,7 @@ def tune(
     """Tune under noise; keeps ``adapter/``, ``merged/`` and ``losses.json``."""
 
     def rescore(adapted: LanguageModel) -> Mapping[str, Outliers]:
-        total = sum(len(found) for found in scored.outliers.values())
-        numel = sum(f.shape[0] * f.shape[1] for f in scored.outliers.values())
-        return outliers.select(sensitivities(work, adapted, "score again"), total / numel)
+        return outliers.select(sensitivities(work, adapted, "score again"), scored.gamma)
 
     adapter = tuning.tune(
         work.model,

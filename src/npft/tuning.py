@@ -30,14 +30,14 @@ class Tuning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(3, ge=1, description="passes over the calibration windows")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(4, ge=1, description="windows per step")
-    rank: int = Field(16, ge=1, description="rank of the LoRA adapter")
+    rank: int = Field(64, ge=1, description="rank of the LoRA adapter")
     alpha: float = Field(
         32.0, gt=0, description="LoRA's alpha: the adapter is scaled by alpha/rank"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    beta: float = Field(0.5, ge=0, description="weight of the clean loss in eq. 7")
+    beta: float = Field(30.0, ge=0, description="weight of the clean loss in eq. 7")
     balance: bool = Field(
         True, description="divide the noisy loss by its own size, so that every grid counts alike"
     )
@@ -48,7 +48,7 @@ class Tuning(BaseModel):
     draw: Literal["step", "epoch"] = Field("step", description="when noise is drawn anew")
     rescore: bool = Field(False, description="select the outliers anew before each epoch")
     noise_bits: tuple[int, ...] = Field(
-        (4,), min_length=1, description="grids that the noise imitates, one drawn per step"
+        (4, 3), min_length=1, description="grids that the noise imitates, one drawn per step"
     )
     noise_group_size: int = Field(0, ge=0, description="group size of those grids, 0: per channel")
 

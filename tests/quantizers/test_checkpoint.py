@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import CONFIGS, tiny_model, tiny_tokens
 
 from npft.contracts import Quantizer
 from npft.errors import NpftError
 from npft.quantizers import KMeans, checkpoint
 from npft.quantizers.rtn import RTN
-from tiny import CONFIGS, tiny_model, tiny_tokens
 
 QUANTIZERS = [RTN(bits=4), RTN(bits=3, group_size=16), KMeans(bits=3), KMeans(bits=2)]
 
@@ -78,9 +78,7 @@ def _break(folder: Path, what: str) -> None:
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize(
-    "what", ["codebook", "codes", "rows", "missing", "truncated", "layout"]
-)
+@pytest.mark.parametrize("what", ["codebook", "codes", "rows", "missing", "truncated", "layout"])
 def test_broken_checkpoints_are_refused_in_one_line(what, tmp_path) -> None:
     _saved(KMeans(bits=3), tmp_path / "q")
     _break(tmp_path / "q", what)

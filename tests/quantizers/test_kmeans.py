@@ -95,6 +95,19 @@ def test_as_many_sensitive_weights_as_clusters_cost_nothing() -> None:
     assert error.max() > 0.1
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_following_a_weight_keeps_its_codebook(bits: int) -> None:
+    weight, fisher = normal(6, 300), normal(6, 300, seed=1).square()
+    follow = KMeans(bits=bits).follow(weight, fisher)
+    start = quantize(weight, bits, fisher)
+    assert torch.equal(follow(weight).dequantize(), start.dequantize())
+    moved = weight + 0.05 * normal(6, 300, seed=2)
+    packed = follow(moved)
+    assert torch.equal(packed.tables()["codebook"], start.codebook)
+    nearest = (moved[:, :, None] - start.codebook.float()[:, None]).abs().min(2).values
+    torch.testing.assert_close((moved - packed.dequantize()).abs(), nearest, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("architecture", ["Llama", "GPT2"])
 def test_each_layer_is_clustered_with_its_own_sensitivity(architecture: str) -> None:
     model = tiny_model(architecture)

@@ -73,6 +73,12 @@ def test_quantizing_twice_keeps_the_codes(bits: int, group_size: int) -> None:
     assert torch.equal(twice.zero, once.zero)
 
 
+def test_following_a_weight_quantizes_it_afresh() -> None:
+    follow = RTN(bits=3, group_size=16).follow(normal(4, 32), None)
+    moved = normal(4, 32, seed=1)
+    assert torch.equal(follow(moved).dequantize(), quantize(moved, 3, 16).dequantize())
+
+
 def test_zero_is_exact_everywhere() -> None:
     weight = normal(8, 32) + 2
     weight[:, ::5] = 0

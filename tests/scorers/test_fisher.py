@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -78,7 +79,7 @@ def test_closed_form_of_softmax_regression() -> None:
     weight, embedding = network.linear.weight.double(), network.embedding.weight.double()
     for sequence in tokens.tolist():
         gradient = torch.zeros_like(expected)
-        for token, following in zip(sequence, sequence[1:], strict=False):
+        for token, following in pairwise(sequence):
             residual = (weight @ embedding[token]).softmax(0)
             residual[following] -= 1
             gradient += torch.outer(residual, embedding[token]) / 5

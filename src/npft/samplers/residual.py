@@ -27,14 +27,17 @@ class Residual(Sampler):
     """
 
     name: ClassVar[str] = "residual"
-    needs_sensitivity: ClassVar[bool] = True
-
     quantizers: tuple[Literal["rtn", "kmeans"], ...] = Field(
         ("rtn", "kmeans"), min_length=1, description="whose residuals, one drawn each time"
     )
 
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Only k-means does."""
+        return "kmeans" in self.quantizers
+
     def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
-        return _Residuals(self.quantizers, weight, sensitivity)
+        return _Residuals(self.quantizers, sensitivity)
 
     def sample(
         self, weight: Tensor, positions: Tensor, grid: Grid, generator: torch.Generator
@@ -45,11 +48,8 @@ class Residual(Sampler):
 class _Residuals:
     """The quantizers of one matrix; a codebook is searched when it is first drawn."""
 
-    def __init__(
-        self, quantizers: tuple[str, ...], weight: Tensor, sensitivity: Tensor | None
-    ) -> None:
+    def __init__(self, quantizers: tuple[str, ...], sensitivity: Tensor | None) -> None:
         self._quantizers = quantizers
-        self._weight = weight
         self._sensitivity = sensitivity
         self._quantize: dict[tuple[str, Grid], Callable[[Tensor], PackedWeight]] = {}
 
@@ -64,7 +64,7 @@ class _Residuals:
                 if name == "kmeans"
                 else RTN(bits=grid.bits, group_size=grid.group_size)
             )
-            self._quantize[key] = quantizer.follow(self._weight.float(), self._sensitivity)
+            self._quantize[key] = quantizer.follow(weight.float(), self._sensitivity)
         rounded = self._quantize[key](weight.float()).dequantize().to(weight.dtype)
         return torch.take(rounded - weight, positions)
 
