@@ -14,6 +14,7 @@ from npft.errors import NpftError
 from npft.plugins import discover
 from npft.progress import Silent
 from npft.quantizers import checkpoint
+from npft.tuning import Tuning
 
 SETTINGS = {
     "samples": 6,
@@ -106,6 +107,14 @@ def test_config_repeats_a_run_exactly(finished, tmp_path) -> None:
     assert _values(tmp_path / "again") == _values(finished)
     assert _adapter_bytes(tmp_path / "again") == _adapter_bytes(finished)
     assert _adapter_bytes(tmp_path / "again", "control") == _adapter_bytes(finished, "control")
+
+
+def test_config_is_written_in_full(finished) -> None:
+    written = config.read(finished / "config.toml")
+    assert written["tuning"].keys() == Tuning.model_fields.keys()
+    assert written["tuning"]["rank"] == 4
+    assert written["sampler"] == {"name": "residual", "quantizers": ["rtn", "kmeans"]}
+    assert written["quant"] == [{"name": "rtn", "group_size": 0}, {"name": "kmeans"}]
 
 
 def test_stages_alone_give_what_run_gives(finished, tmp_path) -> None:

@@ -21,7 +21,7 @@ from npft import config, data, folder, models, outliers, stages
 from npft.adapters import Adapter, merge
 from npft.artifacts import LanguageModel, Report, Row, label
 from npft.config import RunConfig
-from npft.contracts import Objective, Quantizer, Sampler, Scorer
+from npft.contracts import Objective, Plugin, Quantizer, Sampler, Scorer
 from npft.evaluation.quality import Original
 from npft.folder import RunFolder
 from npft.plugins import Catalog, build
@@ -66,6 +66,25 @@ def plan(settings: RunConfig, catalog: Catalog) -> Plan:
         catalog.build("objective", settings.objective.name, settings.objective.options),
         tuning,
         quantizers,
+    )
+
+
+def in_full(settings: RunConfig, parts: Plan) -> RunConfig:
+    """The configuration with every option of its plugins written out, defaults included."""
+
+    def chosen(plugin: Plugin) -> dict[str, Any]:
+        return {"name": plugin.name, **plugin.model_dump(mode="json", exclude={"bits"})}
+
+    quantizers = {quantizer.name: quantizer for quantizer in parts.quantizers}
+    return config.make(
+        {
+            **settings.model_dump(),
+            "scorer": chosen(parts.scorer),
+            "sampler": chosen(parts.sampler),
+            "objective": chosen(parts.objective),
+            "tuning": parts.tuning.model_dump(mode="json"),
+            "quant": [chosen(quantizers[choice.name]) for choice in settings.quant],
+        }
     )
 
 
@@ -185,7 +204,7 @@ def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progr
         seed=settings.seed,
         progress=progress,
     )
-    kept.write_text(folder.CONFIG, config.dumps(settings, environment(work)))
+    kept.write_text(folder.CONFIG, config.dumps(in_full(settings, parts), environment(work)))
     return work
 
 

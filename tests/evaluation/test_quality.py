@@ -136,7 +136,6 @@ def demonstration_model() -> Path | None:
     return next(Path(spec.origin).parent.glob("*.gguf"), None)
 
 
-@pytest.mark.slow
 def test_perplexity_of_smollm2_is_that_of_transformers() -> None:
     file = demonstration_model()
     if file is None:
