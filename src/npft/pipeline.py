@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npft import config, data, folder, models, outliers, stages
+from npft import config, data, folder, model_checks, models, outliers, stages
 from npft.adapters import Adapter, merge
 from npft.artifacts import LanguageModel, Report, Row, label
 from npft.config import RunConfig
@@ -184,6 +184,7 @@ def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progr
     for quantizer in parts.quantizers:
         quantizer.check(model)
     outliers.check_selects(settings.gamma, model.layers.values())
+    model_checks.check_context(model, settings.context)
     calibration = _tokens(model, settings.calibration, "calibration", settings.context)
     if len(calibration) < settings.samples:
         progress.note(

@@ -134,7 +134,8 @@ BAD = {
     "evaluate form": (["--evaluate", "c4"], "NAME=TEXT"),
     "device": (["--device", "quantum"], "use auto, cpu, cuda"),
     "dtype": (["--dtype", "int4"], "use float32"),
-    "context": (["--context", "2000000"], "too few for one window"),
+    "context": (["--context", "2000000"], "smaller --context"),
+    "short text": (["--calibration", "short.txt"], "too few for one window"),
     "config": (["--config", "nowhere.toml"], "cannot be read"),
 }  # fmt: skip
 
@@ -160,13 +161,14 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(
 ) -> None:
     extra, part = BAD[case]
     model = [] if "--model" in extra else ["--model", str(tiny_folder)]
+    (tmp_path / "short.txt").write_text("short")
     code, out, err = in_process("run", *model, *SMALL, "--output", "a/b", *extra)
     assert code == 1, err
     assert part in err
     assert err.startswith("npft: error: ")
     assert err.count("\n") == 1
     assert out == ""
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")

