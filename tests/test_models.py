@@ -286,9 +286,16 @@ def test_a_gguf_without_its_own_output_matrix_has_tied_embeddings(tmp_path: Path
 
 
 @pytest.mark.parametrize("stored", ["F32", "Q8_0"])
+@pytest.mark.parametrize("marked", [False, True], ids=["plain", "marked as quantized"])
 def test_a_gguf_is_saved_as_an_ordinary_folder(
-    stored: str, llama: transformers.PreTrainedModel, tmp_path: Path
+    marked: bool,
+    stored: str,
+    llama: transformers.PreTrainedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if marked:  # what a transformers without this class does of itself
+        monkeypatch.setattr(transformers, "GgufConfig", None, raising=False)
     model = models.load(str(write_gguf(tmp_path / "tiny.gguf", llama, stored)), device="cpu")
     check_saved_as_ordinary(model, tmp_path / "plain", "the naïve thin fox <|end|>")
     assert len(model.tokenizer("the")["input_ids"]) == 2
