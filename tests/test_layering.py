@@ -20,7 +20,7 @@ BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
     {"errors", "progress", "seeding", "packed"},
-    {"grid", "losses"},
+    {"grid", "losses", "recipes"},
     {"artifacts"},
     {"contracts", "model_checks"},
     {"hooks", "models"},

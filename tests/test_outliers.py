@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_model
 from torch import Tensor
 
 from npft.artifacts import Outliers
 from npft.errors import NpftError
-from npft.outliers import count, select, top_positions
+from npft.outliers import check_selects, count, select, select_across, top_positions
 
 gammas = st.decimals("0.0001", "1", places=4)
 
@@ -149,3 +150,87 @@ def test_select_holds_one_matrix_at_a_time() -> None:
 
     select(((f"layer{seed}", make(seed)) for seed in range(4)), 0.5)
     assert len(made) == 4
+
+
+# Across the whole model
+
+
+@given(
+    gamma=gammas,
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5),
+    levels=st.sampled_from([None, 1, 2, 5]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=200, deadline=None)
+def test_across_the_model_the_top_is_that_of_all_layers_in_a_row(
+    gamma: Decimal, shapes: list[tuple[int, int]], levels: int | None, seed: int
+) -> None:
+    """Ties too: the matrices one after the other are one long vector."""
+    layers = {f"l{i}": scores(*shape, levels, seed + i) for i, shape in enumerate(shapes)}
+    joined = torch.cat([values.flatten() for values in layers.values()])
+    chosen = select_across(layers.items(), float(gamma), joined.numel())
+    assert list(chosen) == list(layers)
+    found, start = [], 0
+    for name, outliers in chosen.items():
+        assert outliers.shape == layers[name].shape
+        assert outliers.indices().dtype == torch.int64
+        found += [start + position for position in outliers.indices().tolist()]
+        start += layers[name].numel()
+    assert found == top_by_sorting(joined, int(gamma * joined.numel()))
+
+
+def test_across_the_model_a_layer_may_have_none_or_all() -> None:
+    layers = [("low", scores(5, 8) / 1e6), ("high", 1 + scores(2, 2)), ("middle", scores(6, 6))]
+    chosen = select_across(layers, 0.1, 80)
+    assert {name: len(outliers) for name, outliers in chosen.items()} == {
+        "low": 0,
+        "high": 4,
+        "middle": 4,
+    }
+    assert chosen["high"].positions is None
+    assert torch.equal(chosen["middle"].indices(), top_positions(layers[2][1], 0.12).indices())
+
+
+def test_across_the_model_everything_costs_no_index() -> None:
+    chosen = select_across([("a", scores(3, 4)), ("b", scores(2, 2))], 1.0, 16)
+    assert [outliers.positions for outliers in chosen.values()] == [None, None]
+
+
+@pytest.mark.parametrize("gamma", [0.25, 1.0])
+def test_across_the_model_one_matrix_is_held_at_a_time(gamma: float) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def make(seed: int) -> Tensor:
+        assert not any(reference() is not None for reference in made)
+        sensitivity = scores(3, 4, seed=seed)
+        made.append(weakref.ref(sensitivity))
+        return sensitivity
+
+    select_across(((f"layer{seed}", make(seed)) for seed in range(4)), gamma, 48)
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+def test_across_the_model_scores_that_are_not_finite_are_refused_by_layer(gamma: float) -> None:
+    bad = scores(3, 4)
+    bad[1, 2] = float("nan")
+    with pytest.raises(NpftError, match="layer second: a sensitivity is NaN or infinite"):
+        select_across([("first", scores(3, 4)), ("second", bad)], gamma, 24)
+    with pytest.raises(NpftError, match=r"gamma=0 is outside \(0, 1\]"):
+        select_across([], 0, 24)
+
+
+def test_a_share_too_small_for_any_matrix_may_suffice_for_the_model() -> None:
+    """The largest matrix of the tiny model has 2048 weights, the model 18,432."""
+    layers = list(tiny_model().layers.values())
+    for gamma, in_a_matrix, in_the_model in [
+        (1 / 2000, True, True),
+        (1 / 10000, False, True),
+        (1 / 20000, False, False),
+    ]:
+        for scope, enough in (("matrix", in_a_matrix), ("model", in_the_model)):
+            if enough:
+                check_selects(gamma, layers, scope)  # type: ignore[arg-type]
+            else:
+                with pytest.raises(NpftError, match="selects no weight"):
+                    check_selects(gamma, layers, scope)  # type: ignore[arg-type]

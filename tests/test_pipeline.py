@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import save_tiny, tiny_tokens
 from transformers import AutoModelForCausalLM
 
-from npft import config, models, pipeline, steps
+from npft import config, folder, models, pipeline, stages, steps
 from npft.adapters import load_adapter, merge
 from npft.errors import NpftError
 from npft.plugins import discover
@@ -170,11 +171,81 @@ def test_gamma_below_one_shakes_only_outliers(tiny_folder, tmp_path) -> None:
         {**values, "sampler": {"name": "step-uniform"}, "quant": [{"name": "rtn"}]}
     )
     steps.score(settings, discover(), Silent())
-    from safetensors.torch import load_file
-
     stored = load_file(tmp_path / "r" / "scores" / "outliers.safetensors")
     original = models.load(str(tiny_folder), device="cpu")
     assert {n: len(p) for n, p in stored.items()} == {
         n: layer.weight.numel() * 5 // 100 for n, layer in original.layers.items()
     }
     assert not (tmp_path / "r" / "scores" / "sensitivities.safetensors").exists()
+
+
+def test_the_top_of_the_whole_model(tiny_folder, tmp_path) -> None:
+    """The stored positions are the top of all scores; some layers have none, and stages agree."""
+    values = {
+        **SETTINGS,
+        "model": str(tiny_folder),
+        "gamma": 0.0005,
+        "scope": "model",
+        "sampler": {"name": "step-uniform"},
+        "tuning": {"epochs": 2, "batch_size": 3, "rank": 2, "rescore": True},
+        "quant": [{"name": "rtn"}],
+        "bits": [4],
+        "control": False,
+    }
+    whole, staged = (config.make({**values, "output": str(tmp_path / n)}) for n in "ab")
+    pipeline.run(whole, discover())
+    steps.score(staged, discover(), Silent())
+    steps.tune(staged, discover(), Silent())
+    assert _adapter_bytes(tmp_path / "a") == _adapter_bytes(tmp_path / "b")
+
+    stored = load_file(tmp_path / "a" / "scores" / "outliers.safetensors")
+    parts = pipeline.plan(staged, discover())
+    with folder.opened(tmp_path / "b") as kept:
+        work = pipeline.workspace(staged, parts, kept, Silent())
+    scores = dict(stages.sensitivities(work, work.model, "score"))
+    total = sum(values.numel() for values in scores.values())
+    counts = [len(stored[name]) for name in scores]
+    assert sum(counts) == total * 5 // 10000
+    assert 0 in counts
+    least = min(float(scores[n].flatten()[stored[n]].min()) for n in scores if len(stored[n]))
+    assert sum(int((values > least).sum()) for values in scores.values()) == sum(counts) - 1
+    loaded = stages.load_scored(work)
+    assert (loaded.gamma, loaded.scope) == (0.0005, "model")
+    for name, positions in stored.items():
+        assert torch.equal(loaded.outliers[name].indices(), positions)
+
+
+def test_the_control_has_the_labels_of_the_objective(tiny_folder, tmp_path) -> None:
+    adapters = []
+    for index, objective in enumerate([("kl", {}), ("cross-entropy", {"labels": "last"})]):
+        name, options = objective
+        values = {**SETTINGS, "model": str(tiny_folder), "output": str(tmp_path / str(index))}
+        settings = config.make({**values, "objective": {"name": name, **options}, "gamma": 0.1})
+        steps.score(settings, discover(), Silent())
+        steps.tune(settings, discover(), Silent())
+        adapters.append(_adapter_bytes(tmp_path / str(index), "control"))
+    assert adapters[0] != adapters[1]
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_a_recipe_runs_and_its_config_reads_back_the_same(recipe, tiny_folder, tmp_path) -> None:
+    values = {
+        "model": str(tiny_folder),
+        "output": str(tmp_path / "r"),
+        "recipe": recipe,
+        "samples": 2,
+        "context": 16,
+        "gamma": 0.01,
+        "tuning": {"epochs": 2},
+        "quant": [{"name": "rtn"}],
+        "bits": [4],
+        "device": "cpu",
+    }
+    settings = config.make(values)
+    steps.score(settings, discover(), Silent())
+    steps.tune(settings, discover(), Silent())
+    written = config.make(config.read(tmp_path / "r" / "config.toml"))
+    assert written == pipeline.in_full(settings, pipeline.plan(settings, discover()))
+    assert written.recipe == recipe
+    adapter = load_file(tmp_path / "r" / "adapter" / "adapter_model.safetensors")
+    assert any("gate_proj" in name for name in adapter) == (recipe == "paper")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from recording import constant, everywhere, observed, scripted, some, uniform, weights_of
+from refusals import refusal
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 from torch.func import functional_call
@@ -87,7 +88,9 @@ def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning
         optimizer.param_groups[0]["lr"] = (
             options.lr * (options.epochs - step) / (options.epochs - 1)
         )
-        if step == 0:
+        if options.restart:
+            optimizer = torch.optim.AdamW(trained, weight_decay=options.weight_decay)
+        if step == 0 or options.restart:
             optimizer.param_groups[0]["lr"] = options.lr
         noisy = loss(noise)
         total = (noisy.log() if options.balance else noisy) + options.beta * loss(0.0)
@@ -107,6 +110,7 @@ def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning
         {"beta": 0.5, "clip": 0.01},
         {"weight_decay": 0.5},
         {"balance": True},
+        {"restart": True, "weight_decay": 0.5},
     ],
     ids=str,
 )
@@ -144,6 +148,21 @@ def test_the_rate_rises_and_falls_linearly(steps: int, warmup: float, rising: in
     assert [factor(step) for step in range(steps)] == pytest.approx(up + down)
     assert max(up + down) == 1.0
     assert factor(steps) == 0.0
+
+
+def test_a_schedule_that_restarts_falls_to_zero_in_each_epoch() -> None:
+    """So the first of three epochs is that of a tuning of one epoch, bit for bit."""
+    model = tiny_model()
+
+    def losses(epochs: int, restart: bool) -> list[tuple[float, float]]:
+        options = settings(epochs=epochs, batch_size=1, restart=restart, warmup=0.25)
+        adapter = tune(model, tiny_tokens(), some(model), constant(0.05), CrossEntropy(), options)
+        return [(loss.noisy, loss.clean) for loss in adapter.losses]
+
+    alone = losses(1, False)
+    assert losses(1, True) == alone
+    assert losses(3, True)[:4] == alone
+    assert losses(3, False)[:4] != alone
 
 
 def sharp(architecture: str) -> LanguageModel:
@@ -255,6 +274,66 @@ def test_noise_on_one_kind_of_layer_and_an_adapter_on_all(kind: str) -> None:
     assert shaken == {name for name, layer in model.layers.items() if layer.kind == kind}
     for name in model.layers:
         assert adapter.weights[f"base_model.model.{name}.lora_B.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "skipped"), [("Llama", "gate_proj"), ("GPT2", "c_fc"), ("OPT", "fc1")]
+)
+def test_noise_without_an_adapter(architecture: str, skipped: str) -> None:
+    """The skipped layers are shaken by noise for their base weight, which merging leaves."""
+    model = tiny_model(architecture)
+    clean = weights_of(model)
+    without = {name for name in model.layers if name.endswith(skipped)}
+    shaken, moved = set(), set()
+
+    def see(*_: object) -> None:
+        now = weights_of(model)
+        shaken.update(name for name in now if not torch.equal(now[name], clean[name]))
+
+    given = iter(list(clean) * 4)
+
+    def draw(weight: Tensor, positions: Tensor, *_: object) -> Tensor:
+        name = next(given)
+        if not torch.equal(weight, clean[name]):
+            moved.add(name)
+        return weight.new_full(positions.shape, 0.05)
+
+    adapter = tune(
+        model,
+        tiny_tokens(),
+        some(model),
+        scripted(draw),
+        observed(see),
+        settings(adapter_skip=(skipped,)),
+    )
+    assert len(without) == 2
+    assert shaken == set(clean)
+    assert moved == set(clean) - without
+    merged = weights_of(merge(model, adapter))
+    assert {name for name in clean if torch.equal(merged[name], clean[name])} == without
+    assert len(adapter.weights) == 2 * len(moved)
+
+
+@pytest.mark.parametrize(
+    ("skip", "parts"),
+    [
+        (("gate_prj",), ("'gate_prj'", "no layer", "gate_proj")),
+        (("attention", "gate_proj"), ("'attention'",)),
+        (
+            ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            ("leaves no layer",),
+        ),
+    ],
+)
+def test_skipping_what_is_not_there_or_everything(
+    skip: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    model = tiny_model()
+    before = snapshot(model)
+    options = settings(adapter_skip=skip)
+    refusal(lambda: tune(model, tiny_tokens(), some(model), uniform(0.1), KL(), options), *parts)
+    refusal(lambda: control(model, tiny_tokens(), KL(), options), *parts)
+    assert_untouched(model, before)
 
 
 @architectures

@@ -9,7 +9,9 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
+from npft import recipes
 from npft.errors import NpftError
+from npft.outliers import Scope
 from npft.plugins import build
 
 PROVENANCE = "provenance"
@@ -36,6 +38,7 @@ class RunConfig(BaseModel):
 
     model: str = Field(description="Hugging Face folder, hub id or .gguf file")
     output: str = Field(description="run folder")
+    recipe: str = Field(recipes.DEFAULT, description="what stands in for the defaults below")
     calibration: str = Field("builtin", description=".jsonl, .txt, hub data set id or 'builtin'")
     evaluate: dict[str, str] = Field(
         default_factory=lambda: {"builtin": "builtin"}, description="texts to evaluate on, by name"
@@ -45,6 +48,9 @@ class RunConfig(BaseModel):
     eval_samples: int = Field(64, ge=1, description="evaluation windows per text, at most")
     score_batch: int = Field(4, ge=1, description="windows per batch when scoring")
     gamma: float = Field(1.0, description="share of the weights that get noise, in (0, 1]")
+    scope: Scope = Field(
+        "matrix", description="where the top gamma is taken: each matrix, or the whole model"
+    )
     seed: int = Field(0, ge=0, description="the one seed of all randomness")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: str = Field("float32", description="float32, bfloat16 or float16")
@@ -63,16 +69,35 @@ class RunConfig(BaseModel):
 
 
 def make(values: dict[str, Any]) -> RunConfig:
-    """Validate values into a RunConfig.
+    """Validate values, over those of their recipe, into a RunConfig.
 
     Raises:
-        NpftError: an unknown key or a value out of range, in one sentence.
+        NpftError: an unknown key or recipe, or a value out of range, in one sentence.
     """
-    config: RunConfig = build(RunConfig, "the run", values)
+    config: RunConfig = build(RunConfig, "the run", layered({}, values))
     for width in config.bits:
         if not 2 <= width <= 8:
             raise NpftError(f"bits={width} is outside 2..8: choose a width in that range")
     return config
+
+
+def layered(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` over those of the recipe that they name, over ``defaults``.
+
+    ``tuning`` is merged key by key; everything else, a plugin with its options too, is taken
+    whole from the highest layer that has it. To do it twice changes nothing.
+
+    Raises:
+        NpftError: there is no such recipe.
+    """
+    recipe = recipes.read(values.get("recipe", recipes.DEFAULT))
+    merged: dict[str, Any] = {}
+    for layer in (defaults, recipe, values):
+        tunings = merged.get("tuning"), layer.get("tuning")
+        merged.update(layer)
+        if all(isinstance(tuning, dict) for tuning in tunings):
+            merged["tuning"] = {**tunings[0], **tunings[1]}  # type: ignore[dict-item]
+    return merged
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -117,7 +142,7 @@ def set_option(values: dict[str, Any], assignment: str) -> None:
         values["tuning"] = {**values.get("tuning", {}), parts[1]: value}
     elif kind in ("scorer", "sampler", "objective") and len(parts) == 2:
         default = RunConfig.model_fields[kind].default.model_dump()
-        values[kind] = {**values.get(kind, default), parts[1]: value}
+        values[kind] = {**layered({kind: default}, values)[kind], parts[1]: value}
     else:
         raise NpftError(
             f"option {assignment!r} has no such kind: use scorer, sampler, objective, tuning, "
@@ -126,7 +151,8 @@ def set_option(values: dict[str, Any], assignment: str) -> None:
 
 
 def _set_quantizer(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
-    chosen = values.get("quant") or [choice.model_dump() for choice in _default_quantizers()]
+    default = [choice.model_dump() for choice in _default_quantizers()]
+    chosen = layered({}, values).get("quant") or default
     wanted = path[0] if len(path) == 2 else None
     names = [choice["name"] for choice in chosen]
     if len(path) > 2 or (wanted is not None and wanted not in names):

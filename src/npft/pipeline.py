@@ -100,11 +100,13 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
         with clock.timing("load"):
             work = workspace(settings, parts, kept, progress or Silent())
         with clock.timing("score"):
-            scored = stages.score(work, settings.gamma, keep=parts.needs_sensitivity)
+            scored = stages.score(
+                work, settings.gamma, settings.scope, keep=parts.needs_sensitivity
+            )
         adapters: dict[str, Adapter] = {}
         if settings.control:
             with clock.timing("control"):
-                adapters["control"] = stages.control(work, parts.tuning)
+                adapters["control"] = stages.control(work, parts.objective, parts.tuning)
         with clock.timing("tune"):
             adapters["tuned"] = stages.tune(
                 work, scored, parts.sampler, parts.objective, parts.tuning
@@ -183,7 +185,8 @@ def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progr
     )
     for quantizer in parts.quantizers:
         quantizer.check(model)
-    outliers.check_selects(settings.gamma, model.layers.values())
+    parts.tuning.adapter_layers(model)
+    outliers.check_selects(settings.gamma, model.layers.values(), settings.scope)
     model_checks.check_context(model, settings.context)
     calibration = _tokens(model, settings.calibration, "calibration", settings.context)
     if len(calibration) < settings.samples:

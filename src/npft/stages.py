@@ -21,6 +21,7 @@ from npft.errors import NpftError
 from npft.evaluation.quality import Original, evaluate
 from npft.folder import RunFolder
 from npft.objectives.cross_entropy import CrossEntropy
+from npft.outliers import Scope
 from npft.progress import Progress
 from npft.tuning import Tuning
 
@@ -49,10 +50,11 @@ class Scored:
 
     outliers: Mapping[str, Outliers]
     gamma: float
+    scope: Scope
     sensitivities: Mapping[str, Tensor] | None
 
 
-def score(work: Workspace, gamma: float, *, keep: bool) -> Scored:
+def score(work: Workspace, gamma: float, scope: Scope, *, keep: bool) -> Scored:
     """Score the weights and select the outliers; ``keep`` the sensitivities as well."""
     kept: dict[str, Tensor] = {}
 
@@ -62,10 +64,11 @@ def score(work: Workspace, gamma: float, *, keep: bool) -> Scored:
                 kept[name] = values
             yield name, values
 
-    scored = Scored(outliers.select(stream(), gamma), gamma, kept if keep else None)
+    chosen = _selected(work, stream(), gamma, scope)
+    scored = Scored(chosen, gamma, scope, kept if keep else None)
     with work.folder.writing("scores") as draft:
         draft.mkdir()
-        _save_outliers(scored.outliers, gamma, draft / "outliers.safetensors")
+        _save_outliers(scored, draft / "outliers.safetensors")
         if keep:
             save_file({n: v.cpu() for n, v in kept.items()}, draft / "sensitivities.safetensors")
     return scored
@@ -79,6 +82,15 @@ def sensitivities(
     return work.scorer.score(model, work.progress.track(work.batches(), label, count))
 
 
+def _selected(
+    work: Workspace, scores: Iterator[tuple[str, Tensor]], gamma: float, scope: Scope
+) -> dict[str, Outliers]:
+    if scope == "matrix":
+        return outliers.select(scores, gamma)
+    total = sum(layer.out_features * layer.in_features for layer in work.model.layers.values())
+    return outliers.select_across(scores, gamma, total)
+
+
 def load_scored(work: Workspace) -> Scored:
     """What an earlier score stage left in the folder.
 
@@ -90,21 +102,27 @@ def load_scored(work: Workspace) -> Scored:
         raise NpftError(f"{str(work.folder.path)!r} has no scores yet: run npft score first")
     chosen = {}
     with safe_open(file, framework="pt", device=str(work.model.device)) as stored:
-        everything = json.loads(stored.metadata()["everything"])
-        gamma = float(stored.metadata()["gamma"])
+        about = stored.metadata()
+        everything = json.loads(about["everything"])
+        scope: Scope = "model" if about.get("scope") == "model" else "matrix"
         for name, layer in work.model.layers.items():
             shape = (layer.out_features, layer.in_features)
             positions = None if name in everything else stored.get_tensor(name)
             chosen[name] = Outliers(shape, positions)
     kept = work.folder / "scores" / "sensitivities.safetensors"
     known = load_file(kept, device=str(work.model.device)) if kept.is_file() else None
-    return Scored(chosen, gamma, known)
+    return Scored(chosen, float(about["gamma"]), scope, known)
 
 
-def _save_outliers(chosen: Mapping[str, Outliers], gamma: float, file: Path) -> None:
+def _save_outliers(scored: Scored, file: Path) -> None:
+    chosen = scored.outliers
     everything = [name for name, found in chosen.items() if found.positions is None]
     positions = {n: f.positions.cpu() for n, f in chosen.items() if f.positions is not None}
-    metadata = {"everything": json.dumps(everything), "gamma": str(gamma)}
+    metadata = {
+        "everything": json.dumps(everything),
+        "gamma": str(scored.gamma),
+        "scope": scored.scope,
+    }
     save_file(positions, file, metadata=metadata)
 
 
@@ -114,7 +132,8 @@ def tune(
     """Tune under noise; keeps ``adapter/``, ``merged/`` and ``losses.json``."""
 
     def rescore(adapted: LanguageModel) -> Mapping[str, Outliers]:
-        return outliers.select(sensitivities(work, adapted, "score again"), scored.gamma)
+        scores = sensitivities(work, adapted, "score again")
+        return _selected(work, scores, scored.gamma, scored.scope)
 
     adapter = tuning.tune(
         work.model,
@@ -134,12 +153,15 @@ def tune(
     return adapter
 
 
-def control(work: Workspace, settings: Tuning) -> Adapter:
-    """Train the control, with cross-entropy and no noise; keeps ``control/``."""
+def control(work: Workspace, objective: Objective, settings: Tuning) -> Adapter:
+    """Train the control, with cross-entropy and no noise; keeps ``control/``.
+
+    Where the objective is a cross-entropy, it is the control's too, with all its options.
+    """
     adapter = tuning.control(
         work.model,
         work.calibration,
-        CrossEntropy(),
+        objective if isinstance(objective, CrossEntropy) else CrossEntropy(),
         settings,
         seed=work.seed,
         progress=work.progress,

@@ -26,7 +26,7 @@ def score(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
     parts = pipeline.plan(settings, catalog)
     with folder.create(Path(settings.output)) as kept:
         work = pipeline.workspace(settings, parts, kept, progress)
-        stages.score(work, settings.gamma, keep=parts.needs_sensitivity)
+        stages.score(work, settings.gamma, settings.scope, keep=parts.needs_sensitivity)
 
 
 def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
@@ -34,7 +34,7 @@ def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
     with _opened(settings, catalog, progress) as (parts, work):
         scored = stages.load_scored(work)
         if settings.control:
-            stages.control(work, parts.tuning)
+            stages.control(work, parts.objective, parts.tuning)
         stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
 
 

@@ -47,6 +47,12 @@ class Tuning(BaseModel):
     layers: Literal["all", "attention", "mlp"] = Field("all", description="layers that get noise")
     draw: Literal["step", "epoch"] = Field("step", description="when noise is drawn anew")
     rescore: bool = Field(False, description="select the outliers anew before each epoch")
+    restart: bool = Field(
+        False, description="begin the optimizer and its schedule anew at each epoch"
+    )
+    adapter_skip: tuple[str, ...] = Field(
+        (), description="layers whose last name is one of these get noise but no adapter"
+    )
     noise_bits: tuple[int, ...] = Field(
         (4, 3), min_length=1, description="grids that the noise imitates, one drawn per step"
     )
@@ -55,6 +61,28 @@ class Tuning(BaseModel):
     def grids(self) -> list[Grid]:
         """The target grids of the noise."""
         return [Grid(bits, self.noise_group_size) for bits in self.noise_bits]
+
+    def adapter_layers(self, model: LanguageModel) -> list[str]:
+        """Names of the layers that get an adapter: those not named by ``adapter_skip``.
+
+        Raises:
+            NpftError: a name in ``adapter_skip`` is that of no layer, or no layer is left.
+        """
+        last = {name: name.rpartition(".")[2] for name in model.layers}
+        known = list(dict.fromkeys(last.values()))
+        for skipped in self.adapter_skip:
+            if skipped not in known:
+                raise NpftError(
+                    f"tuning.adapter_skip names {skipped!r}, which is the last name of no layer: "
+                    f"choose from {', '.join(known)}"
+                )
+        adapted = [name for name in model.layers if last[name] not in self.adapter_skip]
+        if not adapted:
+            raise NpftError(
+                f"tuning.adapter_skip={list(self.adapter_skip)} leaves no layer with an adapter: "
+                "name fewer layers"
+            )
+        return adapted
 
 
 def tune(
@@ -135,7 +163,7 @@ def _train(
     with (
         attached(
             model,
-            list(model.layers),
+            settings.adapter_layers(model),
             rank=settings.rank,
             alpha=settings.alpha,
             dropout=settings.dropout,
@@ -144,12 +172,8 @@ def _train(
         isolated_rng(seed, "dropout"),
         torch.enable_grad(),
     ):
-        optimizer = torch.optim.AdamW(
-            trainable(wrapped), lr=settings.lr, weight_decay=settings.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, _linear_schedule(settings, per_epoch * settings.epochs)
-        )
+        steps = per_epoch if settings.restart else per_epoch * settings.epochs
+        optimizer, schedule = _optimizer(wrapped, settings, steps)
         wrapped.eval()
         step = _Step(wrapped, adapted, objective, settings, noise)
         order = _batches(windows, settings, seed, model.device)
@@ -159,6 +183,8 @@ def _train(
         ):
             if new_epoch != epoch:
                 epoch = new_epoch
+                if settings.restart:
+                    optimizer, schedule = _optimizer(wrapped, settings, steps)
                 if noise is not None:
                     noise.new_epoch()
                     if rescore is not None and settings.rescore:
@@ -238,6 +264,18 @@ def _finite(loss: Tensor) -> float:
             f"the tuning loss became {value}: lower tuning.lr or the noise, or tune in float32"
         )
     return value
+
+
+def _optimizer(
+    wrapped: PeftModel, settings: Tuning, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW on the adapter, with a schedule that reaches zero after ``steps``."""
+    optimizer = torch.optim.AdamW(
+        trainable(wrapped), lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, _linear_schedule(settings, steps)
+    )
 
 
 def _linear_schedule(settings: Tuning, steps: int) -> Callable[[int], float]:

@@ -13,7 +13,7 @@ from npft.objectives import KL, CrossEntropy
 from npft.testing import check_objective
 
 
-@pytest.mark.parametrize("objective", [CrossEntropy(), KL()], ids=lambda o: o.name)
+@pytest.mark.parametrize("objective", [CrossEntropy(), CrossEntropy(labels="last"), KL()], ids=repr)
 def test_contract(objective: Objective) -> None:
     check_objective(objective)
 
@@ -25,6 +25,19 @@ def test_cross_entropy_is_that_of_transformers(architecture: str) -> None:
         output = model.network(input_ids=tokens, labels=tokens)
     found = CrossEntropy().loss(output, tokens, None)
     assert float(found) == pytest.approx(float(output.loss), abs=1e-5)
+
+
+def test_the_last_label_of_each_window_alone() -> None:
+    """What transformers gives where every other label is masked by -100."""
+    model, tokens = tiny_model(), tiny_tokens()
+    labels = torch.full_like(tokens, -100)
+    labels[:, -1] = tokens[:, -1]
+    with torch.no_grad():
+        output = model.network(input_ids=tokens, labels=labels)
+    found = CrossEntropy(labels="last").loss(output, tokens, None)
+    assert float(found) == pytest.approx(float(output.loss), abs=1e-5)
+    by_hand = -output.logits[:, -2].log_softmax(1)[torch.arange(len(tokens)), tokens[:, -1]]
+    assert float(found) == pytest.approx(float(by_hand.mean()), abs=1e-5)
 
 
 def test_kl_ignores_the_text_and_is_zero_for_the_original() -> None:

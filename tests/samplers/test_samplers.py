@@ -7,7 +7,15 @@ import torch
 
 from npft.contracts import Sampler
 from npft.grid import Grid
-from npft.samplers import ChannelUniform, Residual, StepUniform
+from npft.samplers import (
+    ChannelGaussian,
+    ChannelLaplace,
+    ChannelUniform,
+    Residual,
+    StepGaussian,
+    StepLaplace,
+    StepUniform,
+)
 from npft.testing import check_sampler
 
 SAMPLERS = [
@@ -17,6 +25,12 @@ SAMPLERS = [
     ChannelUniform(axis="input"),
     ChannelUniform(span="outliers"),
     ChannelUniform(axis="input", span="outliers", scale=0.1),
+    StepGaussian(),
+    StepLaplace(scale=0.3),
+    ChannelGaussian(),
+    ChannelGaussian(axis="input", span="outliers"),
+    ChannelLaplace(),
+    ChannelLaplace(axis="input", scale=0.1),
 ]
 
 
@@ -53,7 +67,7 @@ def test_every_position_has_mean_zero(sampler: Sampler) -> None:
     assert (noise.mean(0).abs() <= 5 * error + 1e-6).all()
 
 
-@pytest.mark.parametrize("cls", [StepUniform, ChannelUniform])
+@pytest.mark.parametrize("cls", sorted({type(sampler) for sampler in SAMPLERS}, key=str))
 @pytest.mark.parametrize("scale", [0.0, -1.0])
 def test_a_scale_must_be_positive(cls: type[Sampler], scale: float) -> None:
     with pytest.raises(ValueError, match="scale"):

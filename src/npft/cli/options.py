@@ -29,10 +29,16 @@ def run_options(function: F) -> F:
         click.option("--samples", type=int, help="calibration windows"),
         click.option("--context", type=int, help="tokens per window"),
         click.option("--eval-samples", type=int, help="evaluation windows per text"),
+        click.option("--recipe", metavar="NAME", help="a published setting, such as paper"),
         click.option("--scorer", metavar="NAME", help="how sensitive weights are found"),
         click.option("--sampler", metavar="NAME", help="which noise is added"),
         click.option("--objective", metavar="NAME", help="which loss tuning keeps low"),
         click.option("--gamma", type=float, help="share of the weights that get noise"),
+        click.option(
+            "--scope",
+            metavar="matrix|model",
+            help="where the top gamma is taken: in each matrix or across the whole model",
+        ),
         click.option("--epochs", type=int, help="passes over the calibration windows"),
         click.option("--lr", type=float, help="learning rate"),
         click.option("--rank", type=int, help="rank of the adapter"),
@@ -69,7 +75,7 @@ def _apply(function: F, flags: list[Callable[[Any], Any]]) -> F:
 
 
 def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunConfig:
-    """Configuration from, in rising order: defaults, ``base`` or ``--config``, flags, ``-o``.
+    """Configuration in rising order: defaults, recipe, ``base`` or ``--config``, flags, ``-o``.
 
     Without any model, the demonstration's settings stand in for the defaults.
 
@@ -83,8 +89,10 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
     values = dict(base) if base is not None else config.read(Path(file)) if file else {}
     if file and base is None and "output" not in flags:
         values.pop("output", None)
+    if "recipe" in flags:
+        values["recipe"] = _recipe(flags.pop("recipe"), values)
     if "model" not in flags and "model" not in values:
-        values = {**_demonstration(), **values}
+        values = config.layered(_demonstration(), values)
     for name in _TUNING:
         if name in flags:
             values["tuning"] = {**values.get("tuning", {}), name: flags.pop(name)}
@@ -113,6 +121,16 @@ def configure_folder(run: str, flags: dict[str, Any]) -> RunConfig:
     if not file.is_file():
         raise NpftError(f"{run!r} is no run folder: it has no {CONFIG}; start with npft score")
     return configure({**flags, "output": run}, config.read(file))
+
+
+def _recipe(name: str, values: dict[str, Any]) -> str:
+    """A configuration that names its recipe would hide every value of another."""
+    if values.get("recipe", name) != name:
+        raise NpftError(
+            f"--recipe {name!r} cannot lie under a configuration made with the recipe "
+            f"{values['recipe']!r}: drop the flag, or start without that configuration"
+        )
+    return name
 
 
 def _named(text: str) -> tuple[str, str]:

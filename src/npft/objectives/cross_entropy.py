@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from npft.contracts import Objective
@@ -11,9 +12,22 @@ from npft.losses import sequence_losses
 
 
 class CrossEntropy(Objective):
-    """Mean next-token cross-entropy on the calibration text, in nats per token (eq. 7's L)."""
+    """Mean next-token cross-entropy on the calibration text, in nats per token (eq. 7's L).
+
+    The text does not say which tokens count; the released code supervises only the last token of
+    each window (``labels="last"``).
+    """
 
     name: ClassVar[str] = "cross-entropy"
 
+    labels: Literal["all", "last"] = Field(
+        "all",
+        description="which next tokens count: all, or only the last of each window, as in the "
+        "released code",
+    )
+
     def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:
-        return sequence_losses(student.logits, tokens).mean()
+        logits = student.logits
+        if self.labels == "last":
+            logits, tokens = logits[:, -2:], tokens[:, -2:]
+        return sequence_losses(logits, tokens).mean()

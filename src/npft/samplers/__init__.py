@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from npft.contracts import Sampler
 from npft.hooks import hookimpl
-from npft.samplers.channel_uniform import ChannelUniform
+from npft.samplers.channel import ChannelGaussian, ChannelLaplace, ChannelUniform
 from npft.samplers.residual import Residual
-from npft.samplers.step_uniform import StepUniform
+from npft.samplers.step import StepGaussian, StepLaplace, StepUniform
 
-__all__ = ["ChannelUniform", "Residual", "StepUniform"]
+__all__ = [
+    "ChannelGaussian",
+    "ChannelLaplace",
+    "ChannelUniform",
+    "Residual",
+    "StepGaussian",
+    "StepLaplace",
+    "StepUniform",
+]
 
 
 @hookimpl
 def npft_samplers() -> list[type[Sampler]]:
-    return [ChannelUniform, Residual, StepUniform]
+    return [
+        ChannelGaussian,
+        ChannelLaplace,
+        ChannelUniform,
+        Residual,
+        StepGaussian,
+        StepLaplace,
+        StepUniform,
+    ]

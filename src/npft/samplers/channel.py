@@ -1,4 +1,4 @@
-"""Noise as wide as the channel's own range (Algorithm 1)."""
+"""Noise as wide as the channel's own range (Algorithm 1), in three shapes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor
 
 from npft.contracts import Sampler
 from npft.grid import Grid
+from npft.samplers.distributions import Unit, gaussian, laplace, uniform
 
 
-class ChannelUniform(Sampler):
-    """Algorithm 1: uniform on a channel's ``min .. max``, then centred over its positions.
+class ChannelNoise(Sampler):
+    """A unit draw times the channel's range ``max - min``, then centred over its positions.
 
     A channel is a row (``axis="output"``) or a column (``axis="input"``). Its range is that of all
     its weights (``span="channel"``, the text) or of its outliers only (``span="outliers"``, the
-    released code, where a channel with one outlier gets no noise). On a min-max grid of b bits
-    this is up to ``2**b - 1`` times wider than eq. 6; ``scale`` narrows it.
+    released code, where a channel with one outlier gets no noise). The appendix of NPFT as
+    published (PMLR 280:884-896) compares the shapes and the axes.
     """
 
-    name: ClassVar[str] = "channel-uniform"
+    unit: ClassVar[Unit]
 
     axis: Literal["output", "input"] = Field("output", description="what a channel is")
     span: Literal["channel", "outliers"] = Field("channel", description="whose range is used")
@@ -38,11 +39,34 @@ class ChannelUniform(Sampler):
             low, high = torch.aminmax(weight, dim=1 if by_output else 0)
         else:
             low, high = _range_of_outliers(torch.take(weight, positions), channel, channels)
-        unit = torch.rand(
-            positions.shape, generator=generator, device=weight.device, dtype=weight.dtype
-        )
+        unit = self.unit(len(positions), weight, generator)
         noise = unit * (high - low)[channel] * self.scale
         return noise - _channel_means(noise, channel, channels)[channel]
+
+
+class ChannelUniform(ChannelNoise):
+    """Algorithm 1: uniform over a channel's ``min .. max``, then centred over its positions.
+
+    On a min-max grid of b bits this is up to ``2**b - 1`` times wider than eq. 6; ``scale``
+    narrows it.
+    """
+
+    name: ClassVar[str] = "channel-uniform"
+    unit: ClassVar[Unit] = staticmethod(uniform)
+
+
+class ChannelGaussian(ChannelNoise):
+    """Gaussian of the variance of :class:`ChannelUniform` (PMLR 280:884-896, appendix)."""
+
+    name: ClassVar[str] = "channel-gaussian"
+    unit: ClassVar[Unit] = staticmethod(gaussian)
+
+
+class ChannelLaplace(ChannelNoise):
+    """Laplace of the variance of :class:`ChannelUniform` (PMLR 280:884-896, appendix)."""
+
+    name: ClassVar[str] = "channel-laplace"
+    unit: ClassVar[Unit] = staticmethod(laplace)
 
 
 def _range_of_outliers(values: Tensor, channel: Tensor, channels: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Eq. 6: uniform within half a step of the target grid."""
+"""Eq. 6: noise as wide as one step of the target grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from npft.grid import Grid
-from npft.samplers import StepUniform
+from npft.samplers import StepGaussian, StepLaplace, StepUniform
+from npft.samplers.step import StepNoise
 
 
 def steps(weight: Tensor, bits: int, group_size: int = 0) -> Tensor:
@@ -19,10 +20,12 @@ def steps(weight: Tensor, bits: int, group_size: int = 0) -> Tensor:
     return (width / (2**bits - 1)).unsqueeze(2).expand_as(groups).reshape(weight.shape)
 
 
-def draw(weight: Tensor, grid: Grid, scale: float = 1.0, seed: int = 0) -> Tensor:
-    random = torch.Generator().manual_seed(seed)
+def draw(
+    weight: Tensor, grid: Grid, scale: float = 1.0, cls: type[StepNoise] = StepUniform
+) -> Tensor:
+    random = torch.Generator().manual_seed(0)
     everywhere = torch.arange(weight.numel())
-    return StepUniform(scale=scale).sample(weight, everywhere, grid, random).view(weight.shape)
+    return cls(scale=scale).sample(weight, everywhere, grid, random).view(weight.shape)
 
 
 @pytest.fixture
@@ -53,11 +56,15 @@ def test_uniform_within_half_a_step(
         assert distance < 1.95 / math.sqrt(n)  # p = 0.001
 
 
-def test_moments(weight: Tensor) -> None:
-    unit = draw(weight, Grid(4)) / steps(weight, 4)
+@pytest.mark.parametrize(
+    ("cls", "kurtosis"), [(StepUniform, 1.8), (StepGaussian, 3.0), (StepLaplace, 6.0)]
+)
+def test_moments(weight: Tensor, cls: type[StepNoise], kurtosis: float) -> None:
+    """One variance for all: a twelfth of the step squared."""
+    unit = draw(weight, Grid(4), cls=cls) / steps(weight, 4)
     n = unit.numel()
     assert unit.mean().abs() < 5 / math.sqrt(12 * n)
-    assert unit.var() == pytest.approx(1 / 12, rel=5 * math.sqrt(0.8 / n))  # kurtosis 1.8
+    assert unit.var() == pytest.approx(1 / 12, rel=5 * math.sqrt((kurtosis - 1) / n))
     neighbours = (unit[:, 1:] * unit[:, :-1]).mean() * 12
     assert neighbours.abs() < 5 / math.sqrt(n)
 

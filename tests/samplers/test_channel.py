@@ -1,4 +1,4 @@
-"""Algorithm 1: uniform over a channel's range, centred."""
+"""Algorithm 1: noise over a channel's range, centred."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from npft.grid import Grid
-from npft.samplers import ChannelUniform
+from npft.samplers import ChannelGaussian, ChannelLaplace, ChannelUniform
+from npft.samplers.channel import ChannelNoise
 
 Axis = Literal["output", "input"]
 Span = Literal["channel", "outliers"]
 axes = pytest.mark.parametrize("axis", ["output", "input"])
+shapes = pytest.mark.parametrize("cls", [ChannelUniform, ChannelGaussian, ChannelLaplace])
 spans = pytest.mark.parametrize("span", ["channel", "outliers"])
 
 
@@ -64,9 +66,13 @@ def test_mean_is_zero_and_range_the_channels_own(
 
 @axes
 @spans
-def test_the_whole_range_is_used_evenly(weight: Tensor, axis: Axis, span: Span) -> None:
-    """The variance of n centred uniforms of width r is ``r^2 / 12 (1 - 1 / n)`` each."""
-    sampler = ChannelUniform(axis=axis, span=span)
+@shapes
+def test_variance_is_that_of_the_channels_range(
+    weight: Tensor, axis: Axis, span: Span, cls: type[ChannelNoise]
+) -> None:
+    """The variance of n centred draws over a range r is ``r^2 / 12 (1 - 1 / n)`` each."""
+    sampler = cls(axis=axis, span=span)
+    excess = {ChannelUniform: 0.8, ChannelGaussian: 2.0, ChannelLaplace: 5.0}[cls]  # kurtosis - 1
     source = torch.Generator().manual_seed(0)
     everywhere = torch.arange(weight.numel())
     draws = torch.stack([sampler.sample(weight, everywhere, Grid(4), source) for _ in range(400)])
@@ -75,24 +81,25 @@ def test_the_whole_range_is_used_evenly(weight: Tensor, axis: Axis, span: Span) 
         limit, n = width(weight, channel, outliers, axis, span), len(places)
         expected = limit**2 / 12 * (1 - 1 / n)
         found = float(draws[:, places].square().mean())
-        assert found == pytest.approx(expected, rel=5 * math.sqrt(0.8 / (400 * n)) + 0.01)
+        assert found == pytest.approx(expected, rel=5 * math.sqrt(excess / (400 * n)) + 0.01)
     spread = draws.amax(0) - draws.amin(0)
     assert (spread > 0).all()
 
 
 @axes
 @spans
-def test_a_single_outlier_of_a_channel_gets_no_noise(axis: Axis, span: Span) -> None:
+@shapes
+def test_a_single_outlier_of_a_channel_gets_no_noise(
+    axis: Axis, span: Span, cls: type[ChannelNoise]
+) -> None:
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     diagonal = torch.arange(4) * 7
-    noise = ChannelUniform(axis=axis, span=span).sample(
+    noise = cls(axis=axis, span=span).sample(
         weight, diagonal, Grid(4), torch.Generator().manual_seed(0)
     )
     assert not noise.any()
     pair = torch.tensor([0, 1] if axis == "output" else [0, 6])
-    both = ChannelUniform(axis=axis, span=span).sample(
-        weight, pair, Grid(4), torch.Generator().manual_seed(0)
-    )
+    both = cls(axis=axis, span=span).sample(weight, pair, Grid(4), torch.Generator().manual_seed(0))
     assert both[0] != 0
     torch.testing.assert_close(both[0], -both[1], rtol=1e-5, atol=0)
 
@@ -113,6 +120,20 @@ def test_one_range_for_the_text_another_for_the_released_code(axis: Axis) -> Non
         largest[span] = float(noise.abs().max())
     assert 45 < largest["channel"] < 55
     assert 0.095 < largest["outliers"] < 0.105
+
+
+@axes
+@spans
+@shapes
+def test_noise_is_centred_in_every_channel(
+    weight: Tensor, positions: Tensor, axis: Axis, span: Span, cls: type[ChannelNoise]
+) -> None:
+    noise = cls(axis=axis, span=span).sample(
+        weight, positions, Grid(4), torch.Generator().manual_seed(0)
+    )
+    for places in by_channel(weight, positions, axis).values():
+        own = noise[places]
+        assert abs(float(own.sum())) <= 1e-6 * len(places) * float(own.abs().max())
 
 
 @axes
