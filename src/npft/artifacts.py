@@ -228,7 +228,14 @@ def label(quantizer: str, bits: int, group_size: int = 0) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One number of a run."""
+    """One number of a run.
+
+    Attributes:
+        tokens: how many tokens were predicted, in windows of ``context``.
+        stderr: the standard error of ``value``, where it is known.
+        questions: how many were answered, where ``dataset`` is a task of lm-evaluation-harness;
+            such a row has no tokens.
+    """
 
     model: str
     quantizer: str
@@ -238,8 +245,10 @@ class Row:
     dataset: str
     metric: str
     value: float
-    tokens: int
-    context: int
+    tokens: int = 0
+    context: int = 0
+    stderr: float | None = None
+    questions: int = 0
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ def merge_rows(old: list[Row], new: list[Row]) -> list[Row]:
     """``old`` with the rows that ``new`` measures again replaced, and the others added."""
 
     def key(row: Row) -> Row:
-        return replace(row, value=0.0, tokens=0, avg_bits=0.0)
+        return replace(row, value=0.0, stderr=None, tokens=0, questions=0, avg_bits=0.0)
 
     measured = {key(row) for row in new}
     return [row for row in old if key(row) not in measured] + new
