@@ -27,10 +27,17 @@ def isolated_rng(seed: int, purpose: str) -> Iterator[None]:
     Adapter initialisation and dropout draw from the global state; this scope seeds it from
     ``seed`` and restores the caller's state on exit.
     """
+    with forked(derive_seed(seed, purpose)):
+        yield
+
+
+@contextmanager
+def forked(seed: int) -> Iterator[None]:
+    """A scope in which torch's global generators start from ``seed``; then they are put back."""
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=cuda):
         # torch.manual_seed would also reach devices that this scope does not restore.
-        torch.default_generator.manual_seed(derive_seed(seed, purpose))
+        torch.default_generator.manual_seed(seed)
         for index in cuda:
-            torch.cuda.default_generators[index].manual_seed(derive_seed(seed, purpose))
+            torch.cuda.default_generators[index].manual_seed(seed)
         yield
