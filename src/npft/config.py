@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from npft import recipes
 from npft.errors import NpftError
+from npft.evaluation.harness import TaskSettings
 from npft.outliers import Scope
 from npft.plugins import build
 
@@ -66,6 +67,9 @@ class RunConfig(BaseModel):
         description="quantizers, each at every bit width",
     )
     bits: list[int] = Field(default_factory=lambda: [4, 3], min_length=1, description="bit widths")
+    lm_eval: TaskSettings = Field(
+        default_factory=TaskSettings, description="tasks of lm-evaluation-harness"
+    )
 
 
 def make(values: dict[str, Any]) -> RunConfig:

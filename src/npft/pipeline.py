@@ -22,6 +22,7 @@ from npft.adapters import Adapter, merge
 from npft.artifacts import LanguageModel, Report, Row, label
 from npft.config import RunConfig
 from npft.contracts import Objective, Plugin, Quantizer, Sampler, Scorer
+from npft.evaluation import harness
 from npft.evaluation.quality import Original
 from npft.folder import RunFolder
 from npft.plugins import Catalog, build
@@ -95,10 +96,12 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
         NpftError: anything wrong with the input, the folder or the numbers, in one sentence.
     """
     parts = plan(settings, catalog)
+    tasks = harness.load(settings.lm_eval)
     clock = Clock()
     with folder.create(Path(settings.output)) as kept:
         with clock.timing("load"):
             work = workspace(settings, parts, kept, progress or Silent())
+            work = replace(work, tasks=tasks)
         with clock.timing("score"):
             scored = stages.score(
                 work, settings.gamma, settings.scope, keep=parts.needs_sensitivity

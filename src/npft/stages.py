@@ -18,6 +18,7 @@ from npft.adapters import Adapter
 from npft.artifacts import LanguageModel, Outliers, QuantizedModel, Row
 from npft.contracts import Objective, Quantizer, Sampler, Scorer
 from npft.errors import NpftError
+from npft.evaluation.harness import Tasks
 from npft.evaluation.quality import Original, evaluate
 from npft.folder import RunFolder
 from npft.objectives.cross_entropy import CrossEntropy
@@ -38,6 +39,7 @@ class Workspace:
     score_batch: int
     seed: int
     progress: Progress
+    tasks: Tasks | None = None
 
     def batches(self) -> Iterator[Tensor]:
         """Calibration windows in batches on the model's device."""
@@ -208,7 +210,10 @@ def measure(
     model: LanguageModel,
     quantized: QuantizedModel | None = None,
 ) -> list[Row]:
-    """Rows of perplexity and KL of one model, quantized or not, on every text."""
+    """Rows of perplexity and KL of one model, quantized or not, on every text, and of the tasks.
+
+    The harness's own report of the tasks goes to ``lm-eval/MODEL-SETTING.json``.
+    """
     about: dict[str, Any] = {
         "model": which,
         "quantizer": quantized.quantizer if quantized else "none",
@@ -217,13 +222,22 @@ def measure(
         "avg_bits": quantized.average_bits if quantized else float(_float_bits(model)),
     }
     runnable = quantized.model if quantized else model
+    setting = quantized.label if quantized else "float"
     rows = []
     for name, reference in references.items():
-        what = f"{which} {quantized.label if quantized else 'float'} on {name}"
-        quality = evaluate(runnable, reference, work.progress, f"eval {what}")
+        label = f"eval {which} {setting} on {name}"
+        quality = evaluate(runnable, reference, work.progress, label)
         shared = {**about, "dataset": name, "tokens": quality.tokens, "context": quality.context}
         rows.append(Row(**shared, metric="perplexity", value=quality.perplexity))
         rows.append(Row(**shared, metric="kl", value=quality.kl))
+    if work.tasks is not None:
+        arguments = {"path": str(work.folder.path), "model": which}
+        if quantized is not None:
+            arguments["quant"] = quantized.label
+        label = f"tasks {which} {setting}"
+        answers = work.tasks.evaluate(runnable, work.progress, label, arguments)
+        work.folder.write_json(f"lm-eval/{which}-{setting}.json", answers.report)
+        rows += answers.rows(about)
     return rows
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from npft import adapters, folder, pipeline, stages
 from npft.artifacts import LanguageModel, Report, Row, label
 from npft.config import RunConfig
 from npft.errors import NpftError
+from npft.evaluation import harness
 from npft.folder import RunFolder
 from npft.pipeline import Plan
 from npft.plugins import Catalog
@@ -62,7 +64,9 @@ def quantize(
 
 def evaluate(settings: RunConfig, catalog: Catalog, progress: Progress) -> Report:
     """Measure every model and checkpoint in the folder; ``results.json`` keeps other rows."""
+    tasks = harness.load(settings.lm_eval)
     with _opened(settings, catalog, progress) as (_, work):
+        work = replace(work, tasks=tasks)
         references = stages.originals(work)
         rows = []
         for name in ("original", "control", "tuned"):

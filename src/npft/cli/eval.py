@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from npft.cli.options import configure_folder, output_options, run_options
+from npft.cli.options import configure_folder, output_options, run_options, task_options
 
 
 @click.command("eval")
 @click.argument("run", metavar="RUN")
 @run_options
+@task_options
 @output_options
 def command(run: str, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Measure every model and packed checkpoint in the run folder RUN."""

@@ -18,6 +18,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _TUNING = ("epochs", "lr", "rank", "beta")
 _PLUGINS = ("scorer", "sampler", "objective")
+_TASKS = {
+    "tasks": "tasks",
+    "include_path": "include_path",
+    "limit": "limit",
+    "num_fewshot": "num_fewshot",
+    "task_batch": "batch_size",
+}
 
 
 def run_options(function: F) -> F:
@@ -55,6 +62,20 @@ def run_options(function: F) -> F:
         click.option(
             "-o", "options", metavar="KIND.OPTION=VALUE", multiple=True, help="see npft plugins"
         ),
+    ]
+    return _apply(function, flags)
+
+
+def task_options(function: F) -> F:
+    """Tasks of lm-evaluation-harness; the words are those of ``lm_eval``."""
+    flags = [
+        click.option(
+            "--tasks", metavar="NAME,…", help="tasks of lm-evaluation-harness: arc_easy,piqa,…"
+        ),
+        click.option("--include-path", metavar="DIR", help="folder of further task files"),
+        click.option("--limit", type=int, help="questions per task, for a quick look"),
+        click.option("--num-fewshot", type=int, help="examples before each question of a task"),
+        click.option("--task-batch", type=int, help="questions at once"),
     ]
     return _apply(function, flags)
 
@@ -99,6 +120,11 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
     for name in _PLUGINS:
         if name in flags:
             values[name] = {"name": flags.pop(name)}
+    if "tasks" in flags:
+        flags["tasks"] = [name for name in flags["tasks"].split(",") if name]
+    for name, key in _TASKS.items():
+        if name in flags:
+            values["lm_eval"] = {**values.get("lm_eval", {}), key: flags.pop(name)}
     if "quant" in flags:
         values["quant"] = [{"name": name} for name in dict.fromkeys(flags.pop("quant"))]
     if "bits" in flags:

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from npft.cli.options import configure, output_options, run_options
+from npft.cli.options import configure, output_options, run_options, task_options
 
 
 @click.command("run")
 @run_options
+@task_options
 @click.option("--output", metavar="DIR", help="run folder; default runs/MODEL-TIME")
 @output_options
 def command(quiet: bool, as_json: bool, **flags: Any) -> None:

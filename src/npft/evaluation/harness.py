@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from npft import seeding
-from npft.artifacts import LanguageModel
+from npft.artifacts import LanguageModel, Row
 from npft.errors import NpftError, in_one_line
 from npft.progress import Progress, Silent
 
@@ -69,6 +69,20 @@ class Answers:
     scores: list[Score]
     report: dict[str, Any]
 
+    def rows(self, about: Mapping[str, Any]) -> list[Row]:
+        """The scores as rows of results, with what ``about`` says of the model."""
+        return [
+            Row(
+                **about,
+                dataset=score.task,
+                metric=score.metric,
+                value=score.value,
+                stderr=score.stderr,
+                questions=score.questions,
+            )
+            for score in self.scores
+        ]
+
 
 class Tasks:
     """Tasks with their questions, loaded once for all models.
@@ -85,12 +99,18 @@ class Tasks:
             )
         self.settings = settings
         with _quietly(), _seeded():
-            self._loaded = _load(settings)
+            self._loaded = _loaded(settings)
 
     def evaluate(
-        self, model: LanguageModel, progress: Progress | None = None, label: str = "tasks"
+        self,
+        model: LanguageModel,
+        progress: Progress | None = None,
+        label: str = "tasks",
+        model_args: Mapping[str, str] | None = None,
     ) -> Answers:
         """Put every question to ``model``, whose weights are left as they are.
+
+        ``model_args`` goes into the report: how ``lm_eval --model npft`` finds this model.
 
         Raises:
             NpftError: the model has no usable tokenizer, or a batch does not fit into memory.
@@ -115,14 +135,16 @@ class Tasks:
                     f"{self.settings.batch_size} questions at once: use a smaller --task-batch"
                 ) from error
         assert report is not None
-        return Answers(_scores(report), self._in_json(model, dict(report)))
+        return Answers(_scores(report), self._in_json(model, dict(report), model_args))
 
-    def _in_json(self, model: LanguageModel, report: dict[str, Any]) -> dict[str, Any]:
+    def _in_json(
+        self, model: LanguageModel, report: dict[str, Any], model_args: Mapping[str, str] | None
+    ) -> dict[str, Any]:
         from lm_eval.utils import handle_non_serializable
 
         report["config"] = {
             "model": "npft",
-            "model_args": {"path": model.source},
+            "model_args": dict(model_args or {"path": model.source}),
             "model_dtype": str(model.network.dtype),
             "device": str(model.device),
             "seeds": SEEDS,
@@ -130,6 +152,22 @@ class Tasks:
         }
         plain: dict[str, Any] = json.loads(json.dumps(report, default=handle_non_serializable))
         return plain
+
+
+def load(settings: TaskSettings) -> Tasks | None:
+    """The tasks that are asked for, if any.
+
+    Raises:
+        NpftError: as :class:`Tasks`; or a limit or the like is given without a task.
+    """
+    if settings.tasks:
+        return Tasks(settings)
+    given = [name for name, value in settings.model_dump(exclude_defaults=True).items() if value]
+    if given:
+        raise NpftError(
+            f"{', '.join(given)} of lm_eval is given without any task: add --tasks NAME,…"
+        )
+    return None
 
 
 def evaluate_tasks(
@@ -154,7 +192,7 @@ def evaluate_tasks(
     return Tasks(settings).evaluate(model, progress).scores
 
 
-def _load(settings: TaskSettings) -> Any:
+def _loaded(settings: TaskSettings) -> Any:
     """The harness's ``TaskDict``, with the number of examples set."""
     from lm_eval.tasks import TaskManager
 
