@@ -31,7 +31,7 @@ LAYERS: tuple[set[str], ...] = (
     {"config", "folder", "report"},
     {"stages"},
     {"pipeline"},
-    {"steps"},
+    {"steps", "lm_eval_plugin"},
     {"cli"},
     {"__main__"},
 )
@@ -46,6 +46,7 @@ ONLY_IN = {
     "click": {"cli"},
     "rich": {"cli", "report"},
     "pluggy": {"hooks", "plugins"},
+    "lm_eval": {"evaluation", "lm_eval_plugin"},
 }
 
 

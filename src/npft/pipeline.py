@@ -267,10 +267,10 @@ def write_results(kept: RunFolder, report: Report) -> None:
 
 
 def merge_rows(old: list[Row], new: list[Row]) -> list[Row]:
-    """``old`` with the rows that ``new`` measures again replaced, and the others added."""
+    """``old`` with the rows that ``new`` measures again replaced, and the others at the end."""
 
     def key(row: Row) -> Row:
         return replace(row, value=0.0, stderr=None, tokens=0, questions=0, avg_bits=0.0)
 
-    measured = {key(row) for row in new}
-    return [row for row in old if key(row) not in measured] + new
+    measured = {key(row): row for row in new}
+    return [measured.pop(key(row), row) for row in old] + list(measured.values())

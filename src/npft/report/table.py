@@ -6,22 +6,27 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from npft.artifacts import Report, Row, label
+from npft.artifacts import Report, Row
+from npft.report import tasks
+from npft.report.tasks import setting
 
 MODELS = ("original", "control", "tuned")
 
 
 def render(report: Report) -> RenderableType:
     """One table per text, and the verdict."""
-    texts = list(dict.fromkeys(row.dataset for row in report.rows))
+    texts = list(dict.fromkeys(row.dataset for row in report.rows if row.metric == "perplexity"))
     parts: list[RenderableType] = [_table(report.rows, text) for text in texts]
+    answered = [row for row in report.rows if row.questions]
+    if answered:
+        parts.append(tasks.table(answered, MODELS))
     return Group(*parts, Text(verdict(report.rows)))
 
 
 def verdict(rows: list[Row]) -> str:
     """In how many of the quantized cells tuning has the lowest KL, in one sentence."""
     cells = _cells(rows, "kl")
-    quantized = [values for (_, setting), values in cells.items() if setting != "float"]
+    quantized = [values for (_, which), values in cells.items() if which != "float"]
     compared = [values for values in quantized if "tuned" in values and "original" in values]
     if not compared:
         return "Nothing to compare: no quantized cell has both the original and the tuned model."
@@ -52,7 +57,7 @@ def _table(rows: list[Row], text: str) -> Table:
         table.add_column("\nKL", justify="right")
     table.add_column("KL, tuned\nvs original", justify="right")
     for key, values in kl.items():
-        bits = {r.avg_bits for r in here if _setting(r) == key[1]}
+        bits = {r.avg_bits for r in here if setting(r) == key[1]}
         line = [key[1], f"{max(bits):.2f}"]
         for model in present:
             best = values.get(model) == min(values.values()) and key[1] != "float"
@@ -66,14 +71,8 @@ def _cells(rows: list[Row], metric: str) -> dict[tuple[str, str], dict[str, floa
     cells: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         if row.metric == metric:
-            cells.setdefault((row.dataset, _setting(row)), {})[row.model] = row.value
+            cells.setdefault((row.dataset, setting(row)), {})[row.model] = row.value
     return cells
-
-
-def _setting(row: Row) -> str:
-    if row.quantizer == "none":
-        return "float"
-    return label(row.quantizer, row.bits, row.group_size)
 
 
 def _change(values: dict[str, float]) -> str:
