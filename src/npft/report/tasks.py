@@ -10,7 +10,10 @@ from npft.artifacts import Row, label
 
 
 def table(rows: Sequence[Row], models: Sequence[str]) -> Table:
-    """A block per task and metric and a line per quantizer, each value with its standard error."""
+    """A block per task and metric and a line per quantizer, each value with its standard error.
+
+    In parentheses, how many questions were answered: several counts where they differ.
+    """
     present = [model for model in models if any(row.model == model for row in rows)]
     drawn = Table(title="tasks, ± standard error", title_justify="left")
     for column in ("task", "metric", "quantizer"):
@@ -21,8 +24,8 @@ def table(rows: Sequence[Row], models: Sequence[str]) -> Table:
     blocks = dict.fromkeys((row.dataset, row.metric) for row in rows)
     for task, metric in blocks:
         here = [row for row in rows if (row.dataset, row.metric) == (task, metric)]
-        questions = max(row.questions for row in here)
-        name = f"{task} ({questions:,})"
+        counts = sorted({row.questions for row in here})
+        name = f"{task} ({', '.join(f'{count:,}' for count in counts)})"
         for which in dict.fromkeys(setting(row) for row in here):
             line = {row.model: row for row in here if setting(row) == which}
             values = [_value(line.get(model)) for model in present]
