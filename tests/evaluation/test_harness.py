@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,7 @@ class Watching:
 
     def __init__(self) -> None:
         self.done: dict[str, list[int]] = {}
+        self.notes: list[str] = []
 
     def track(self, items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
         self.done[label] = [0, total]
@@ -149,16 +152,45 @@ class Watching:
             yield item
 
     def note(self, message: str) -> None:
-        raise AssertionError(message)
+        self.notes.append(message)
 
 
-def test_progress_is_ours_and_the_harness_is_quiet(capfd, folder) -> None:
+def test_progress_is_ours_and_the_harness_is_quiet(capfd, caplog, folder) -> None:
+    caplog.set_level(logging.DEBUG)
     lines = (folder / "piqa.jsonl").read_text() + "\n" + (folder / "arc-easy.jsonl").read_text()
     choices = sum(len(json.loads(line)["choices"]) for line in lines.splitlines())
     watching = Watching()
     asked().evaluate(reading_model(), watching, "answering")
     assert watching.done == {"answering": [choices, choices]}
+    assert watching.notes == []
     assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.name.startswith("lm_eval")]
+
+
+def test_requests_that_do_not_fit_the_context_are_told(folder) -> None:
+    """The last token is only predicted, so that one more than the context fits."""
+    model, watching = reading_model(), Watching()
+    model.network.config.max_position_embeddings = 40
+    asked().evaluate(model, watching, "answering")
+    lengths = []
+    for name in ("piqa.jsonl", "arc-easy.jsonl"):
+        for line in (folder / name).read_text().splitlines():
+            about = json.loads(line)
+            start = len(f"Question: {about['question']}\nAnswer:")
+            lengths += [start + len(f" {choice}") for choice in about["choices"]]
+    (note,) = watching.notes
+    long = sum(length > 41 for length in lengths)
+    assert 0 < long < len(lengths)
+    assert f"{long} of {len(lengths)} requests are longer than the model's context of 40" in note
+
+
+def test_local_questions_need_no_network(monkeypatch) -> None:
+    def connect(*arguments: Any) -> None:
+        raise AssertionError(f"a connection to {arguments[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    assert evaluate_tasks(reading_model(), ["piqa_local"], TASKS, limit=2)
 
 
 def test_rows_and_the_harnesss_own_report() -> None:

@@ -63,6 +63,13 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> Any:
+        longest = self.max_length + 1
+        cut = sum(len(context) + len(answer) > longest for _, context, answer in requests)
+        if cut and self._progress is not None:
+            self._progress.note(
+                f"{self._label}: {cut} of {len(requests)} requests are longer than the model's "
+                f"context of {self.max_length} tokens and lose their beginning"
+            )
         hide = disable_tqdm or self._progress is not None
         return super()._loglikelihood_tokens(requests, hide, override_bs)
 
