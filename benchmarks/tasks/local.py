@@ -21,8 +21,8 @@ def arc_easy(**_):
 
 
 def _questions(name):
-    folder = os.environ.get("NPFT_DATA")
-    if folder is None:
+    file = Path(os.environ.get("NPFT_DATA", ""), name)
+    if not file.is_file():
         raise FileNotFoundError(f"set NPFT_DATA to the folder that holds {name}")
-    lines = Path(folder, name).read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}

@@ -234,7 +234,7 @@ def _found(manager: Any, name: str) -> list[str]:
 def _unknown(name: str, known: list[str], folder: str | None) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    where = f" nor a file in {folder!r}" if folder else "; further ones need --include-path"
+    where = f" nor in {folder!r}" if folder else "; further ones need --include-path"
     return f"there is no task {name!r}: {hint}it is none of the harness's{where} (lm_eval ls tasks)"
 
 
