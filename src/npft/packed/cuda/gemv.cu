@@ -1,0 +1,452 @@
+// y = W x for packed W and up to BATCH vectors x: the kernel of decoding.
+//
+// A tile is 32 rows of W, one per lane, by 128 columns; a lane reads its 128 codes of BITS bits as
+// BITS loads of 16 bytes, and the warps of a block share out the tiles of its 32 rows.
+//
+// Codebook: a table in shared memory holds, for every pair of codes, the two fp16 values in one
+// word. Each lane has a copy for its own row in a bank of its own, so no look-up ever conflicts.
+//
+// Sums are made by the tensor cores in float32. Lane 4g + t owns row 4g + t, while the hardware
+// adds up k over the four lanes 4g..4g+3 that hold a column of B. So A is made block-diagonal: row
+// 4b + t of A holds x_b where k belongs to lanes t, else 0; then D[4b + t][g] is the product of
+// W's row 4g + t with x_b. A has 16 rows: those from 8 on hold two more vectors or, for up to two
+// vectors, the next columns of the same ones, so that a 16-byte load from shared memory always
+// gives the four registers of A as they are.
+//
+// fp16 weights times bf16 x: a warp scales its slice of x by a power of two so that the largest
+// lies in [2^14, 2^15), where fp16 holds every bf16 exactly down to 2^-29 of the largest.
+
+#define ROWS 32
+#define UNIT 128
+#define WORDS (4 * BITS)
+#define TILE_BYTES (BITS * 512)
+#define LEVELS (1 << BITS)
+#define QUADS ((BATCH + 3) / 4)
+
+#ifdef CODEBOOK
+#define TABLE_BYTES (128 << (2 * BITS))
+#else
+#define TABLE_BYTES 0
+#endif
+#define ZERO_BYTES 768  // 64 bytes off, so that no bank serves both x and zeros; 512 used
+
+struct Arguments {
+  const uint4* codes;             // (blocks, units, BITS, 32)
+  const unsigned short* table;    // codebook (32 blocks, LEVELS), or scale (groups, 32 blocks)
+  const unsigned short* zero;     // 1024 + zero point as fp16 (groups, 32 blocks)
+  const unsigned short* x;        // (batch, columns)
+  unsigned short* y;              // (batch, rows)
+  const unsigned short* bias;     // (rows) or null
+  const int* row_offsets;         // (32 blocks + 1): CSR of the sparse part
+  const unsigned* entries;        // column | fp16 value << 16
+  long long x_stride, y_stride;
+  int rows, columns, units, batch;
+  int phase;                      // tiles whose x a warp holds in shared memory at once
+  int units_per_group;
+};
+
+// Pair `p` of a chunk of 32 codes in BITS words: the index into the table.
+DEVICE unsigned table_index(const unsigned* w, int p) {
+  const int width = 2 * BITS, whole = 32 / width;
+  if (BITS == 4) return byte_of(w[p / 4], p % 4);
+  if (p < whole * BITS) return (w[p / whole] >> (width * (p % whole))) & ((1u << width) - 1);
+  // Three words of 3-bit codes have 2 bits left over each: together one more pair.
+  return (w[0] >> 30) | ((w[1] >> 28) & 0xcu) | ((w[2 % BITS] >> 26) & 0x30u);
+}
+
+// Codes 2p and 2p + 1 of a chunk in the lower and upper half of a word.
+DEVICE unsigned code_pair(const unsigned* w, int p) {
+  const int whole = 16 / BITS;
+  const unsigned mask = (LEVELS - 1) * 0x10001u;
+  if (p < whole * BITS) return (w[p / whole] >> (BITS * (p % whole))) & mask;
+  return ((w[0] >> 15) & 0x10001u) | ((w[1] >> 14) & 0x20002u) | ((w[2 % BITS] >> 13) & 0x40004u);
+}
+
+// A lane copies what it will read itself, so that no barrier is needed between the two.
+DEVICE void copy_tile(unsigned to, const uint4* tile, int lane) {
+#pragma unroll
+  for (int i = 0; i < BITS; i++) copy_async(to + (32 * i + lane) * 16, tile + 32 * i + lane);
+}
+
+DEVICE void read_tile(unsigned* words, unsigned from, int lane) {
+#pragma unroll
+  for (int i = 0; i < BITS; i++) {
+    const uint4 v = load_shared_4(from + (32 * i + lane) * 16);
+    words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+  }
+}
+
+// The lane's four columns of vector b in a warp's copy of a tile's x. From four vectors on, b and
+// b + 2 alternate word by word.
+DEVICE unsigned* place_of(unsigned* x, int b, int lane) {
+  if (BATCH <= 2) return x + b * (UNIT / 2) + 2 * lane;
+  return x + (b / 4 * 2 + b % 2) * UNIT + 4 * lane + b % 4 / 2;
+}
+#define PLACE_STEP (BATCH <= 2 ? 1 : 2)  // words from the first two columns to the next two
+
+DEVICE uint2 load_x(const Arguments& a, int b, int unit, int lane) {
+  const int column = unit * UNIT + 4 * lane;
+  if (b >= a.batch) return make_uint2(0, 0);
+  const unsigned short* x = a.x + b * a.x_stride + column;
+  if (column + 4 <= a.columns && ((unsigned long long)x & 7) == 0) return load_8(x);
+  unsigned short h[4];
+  for (int i = 0; i < 4; i++) h[i] = column + i < a.columns ? x[i] : 0;
+  return make_uint2(h[0] | (unsigned)h[1] << 16, h[2] | (unsigned)h[3] << 16);
+}
+
+// This warp's copy of 128 columns of every x for `count` of its tiles, from `unit` on, as they
+// are, zero beyond the edges; the largest magnitude of each, as bits without the sign, goes into
+// `largest`. All of a round's loads are under way before the first is waited for.
+#define ROUND (BATCH == 1 ? 4 : BATCH == 2 ? 2 : 1)
+DEVICE void copy_x(const Arguments& a, unsigned* to, int unit, int count, int lane,
+                   unsigned* largest) {
+  for (int k = 0; k < count; k += ROUND) {
+    uint2 v[ROUND][BATCH];
+#pragma unroll
+    for (int n = 0; n < ROUND; n++)
+#pragma unroll
+      for (int b = 0; b < BATCH; b++)
+        v[n][b] = load_x(a, k + n < count ? b : a.batch, unit + (k + n) * WARPS, lane);
+#pragma unroll
+    for (int n = 0; n < ROUND; n++) {
+      if (k + n >= count) break;
+#pragma unroll
+      for (int b = 0; b < BATCH; b++) {
+        const unsigned w[2] = {v[n][b].x, v[n][b].y};
+        unsigned* place = place_of(to + (k + n) * BATCH * (UNIT / 2), b, lane);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          place[i * PLACE_STEP] = w[i];
+          largest[b] = max(largest[b], max(w[i] & 0x7fffu, (w[i] >> 16) & 0x7fffu));
+        }
+      }
+    }
+  }
+}
+
+#ifdef BF16
+DEVICE void scale_x(unsigned* x, const float* scale, int lane) {
+#pragma unroll
+  for (int b = 0; b < BATCH; b++) {
+    unsigned* place = place_of(x, b, lane);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const unsigned v = place[i * PLACE_STEP];
+      place[i * PLACE_STEP] =
+          floats_to_halves(float_of(v << 16) * scale[b], float_of(v & 0xffff0000u) * scale[b]);
+    }
+  }
+}
+#endif
+
+#ifdef CODEBOOK
+struct Codebook {  // what a lane needs to build its share of the table of its row
+  unsigned values[LEVELS / 2];
+  unsigned high[(LEVELS + WARPS - 1) / WARPS];
+};
+
+DEVICE void load_codebook(Codebook& book, const unsigned short* at, int warp) {
+#pragma unroll
+  for (int i = 0; i < LEVELS / 4; i++) {
+    const uint2 v = ((const uint2*)at)[i];
+    book.values[2 * i] = v.x, book.values[2 * i + 1] = v.y;
+  }
+#pragma unroll
+  for (int i = 0; i < (LEVELS + WARPS - 1) / WARPS; i++)
+    book.high[i] = (unsigned)at[(warp + i * WARPS) % LEVELS] << 16;
+}
+
+// Word (i + LEVELS j) of the lane's bank: values i and j of its row.
+DEVICE void build_table(unsigned* table, const Codebook& book, int warp, int lane) {
+#pragma unroll
+  for (int n = 0; n < (LEVELS + WARPS - 1) / WARPS; n++) {
+    const int j = warp + n * WARPS;
+    if (j >= LEVELS) break;
+#pragma unroll
+    for (int i = 0; i < LEVELS; i++) {
+      const unsigned pair = book.values[i / 2];
+      table[(j * LEVELS + i) * 32 + lane] = (i % 2 ? pair >> 16 : pair & 0xffffu) | book.high[n];
+    }
+  }
+}
+#endif
+
+#ifdef SPARSE
+// The sparse part: each warp has some of the block's rows, and of each the first 32 entries are
+// loaded well before they are needed.
+#define SPARSE_ROWS ((ROWS + WARPS - 1) / WARPS)
+struct Sparse {
+  int start[SPARSE_ROWS], end[SPARSE_ROWS];
+  unsigned first[SPARSE_ROWS];
+  float x[SPARSE_ROWS];  // of vector 0
+};
+
+DEVICE void load_entries(Sparse& s, const Arguments& a, int first_row, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < SPARSE_ROWS; i++) {
+    const int r = warp + i * WARPS;
+    s.start[i] = r < ROWS ? a.row_offsets[first_row + r] + lane : 0;
+    s.end[i] = r < ROWS ? a.row_offsets[first_row + r + 1] : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < SPARSE_ROWS; i++)
+    s.first[i] = s.start[i] < s.end[i] ? a.entries[s.start[i]] : 0;
+}
+
+DEVICE void load_sparse_x(Sparse& s, const Arguments& a) {
+#pragma unroll
+  for (int i = 0; i < SPARSE_ROWS; i++)
+    s.x[i] = s.start[i] < s.end[i] ? TO_FLOAT(a.x[s.first[i] & 0xffffu]) : 0.0f;
+}
+
+DEVICE void multiply_sparse(const Sparse& s, const Arguments& a, float* sums, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < SPARSE_ROWS; i++) {
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+      float sum = 0;
+      unsigned entry = s.first[i];
+      if (b < a.batch)
+        for (int at = s.start[i]; at < s.end[i]; at += 32) {
+          const bool known = at == s.start[i];
+          if (!known) entry = a.entries[at];
+          const float x = known && b == 0 ? s.x[i] : TO_FLOAT(a.x[b * a.x_stride + (entry & 0xffffu)]);
+          sum += half_to_float(entry >> 16) * x;
+        }
+      sum = warp_sum(sum);
+      if (lane == 0 && warp + i * WARPS < ROWS) sums[b * ROWS + warp + i * WARPS] = sum;
+    }
+  }
+}
+#endif
+
+#ifdef GROUP
+#define GROUPS (GROUP < UNIT ? UNIT / GROUP : 1)  // of a tile
+struct Grid {  // scales of the rows whose sums the lane has, zero points of its own row
+  unsigned short zero[GROUPS], scale[GROUPS][2];
+};
+
+DEVICE void load_grid(Grid& grid, const Arguments& a, int unit, int row, int sum_row) {
+  if (unit >= a.units) return;
+#pragma unroll
+  for (int i = 0; i < GROUPS; i++) {
+    const long long group = GROUP < UNIT ? unit * GROUPS + i : unit / a.units_per_group;
+    const long long at = group * gridDim.x * ROWS;
+    grid.zero[i] = load_2(a.zero + at + row);
+    grid.scale[i][0] = load_2(a.table + at + sum_row);
+    grid.scale[i][1] = load_2(a.table + at + sum_row + 4);
+  }
+}
+#endif
+
+// Partial sums, in independent chains: for up to two vectors, rows 0..7 of chains 0 and 2 count
+// and rows 8..15 of chains 1 and 3, which multiply the other columns.
+#define CHAINS (BATCH <= 2 ? 4 : 2 * QUADS)
+
+// 32 columns: all weights first, so that many look-ups are under way at a time.
+DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned table, unsigned x,
+                           unsigned x_pair, unsigned zero_point) {
+  unsigned w[16];
+#pragma unroll
+  for (int p = 0; p < 16; p++) {
+#ifdef CODEBOOK
+    w[p] = load_shared(table + table_index(words, p) * 128);
+#else
+    w[p] = subtract_halves(code_pair(words, p) | 0x64006400u, zero_point);
+#endif
+  }
+#if BATCH <= 2
+#pragma unroll
+  for (int e = 0; e < 4; e++) {  // eight columns
+    const uint4 v = load_shared_4(x + 16 * e);
+    multiply(sum[e % 2 * 2], v.x, v.y, v.z, v.w, w[4 * e], w[4 * e + 2]);
+    multiply(sum[e % 2 * 2 + 1], v.x, v.y, v.z, v.w, w[4 * e + 1], w[4 * e + 3]);
+  }
+#else
+#pragma unroll
+  for (int e = 0; e < 8; e++) {  // four columns
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+      const uint4 v = load_shared_4(x + 16 * e + q * x_pair);
+      multiply(sum[e % 2 * QUADS + q], v.x, v.y, v.z, v.w, w[2 * e], w[2 * e + 1]);
+    }
+  }
+#endif
+}
+
+// The four sums of a quad of vectors, out of its chains; for up to two vectors, of rows 0..7.
+DEVICE void gather_chains(float* out, float (*sum)[4], int q) {
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    out[i] = BATCH > 2 ? sum[q][i] + sum[QUADS + q][i]
+             : i < 2   ? (sum[0][i] + sum[2][i]) + (sum[1][i + 2] + sum[3 % CHAINS][i + 2])
+                       : 0.0f;
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Arguments a) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int first_row = blockIdx.x * ROWS;
+  const int row = first_row + lane;
+  const int mine = (a.units - warp + WARPS - 1) / WARPS;  // tiles of this warp
+  const uint4* tiles = a.codes + ((long long)blockIdx.x * a.units + warp) * (BITS * 32);
+  const int g = lane >> 2, t = lane & 3;
+  const int out_row = 8 * t + (g & 3);  // of sums 0 and 2; 1 and 3 are 4 rows on
+
+  const int x_bytes = WARPS * a.phase * BATCH * UNIT * 2;
+  const int ring_bytes = WARPS * DEPTH * TILE_BYTES;
+  const int sums_bytes = WARPS * BATCH * ROWS * 4;
+  const int main_bytes = max(TABLE_BYTES + x_bytes + ring_bytes, sums_bytes);
+  unsigned* my_x = (unsigned*)(shared + TABLE_BYTES) + warp * a.phase * BATCH * (UNIT / 2);
+  float* scales = (float*)(shared + main_bytes + ZERO_BYTES) + warp * BATCH;
+  const unsigned base = shared_address(shared), table = base + 4 * lane;
+  const unsigned ring = base + TABLE_BYTES + x_bytes + warp * DEPTH * TILE_BYTES;
+
+  // Nothing up to wait_for_input() depends on other kernels. The table's values come first: they
+  // are needed first, and would queue behind the codes.
+#ifdef CODEBOOK
+  Codebook book;
+  load_codebook(book, a.table + (long long)row * LEVELS, warp);
+#elif !defined(GROUP)
+  const unsigned zero_point = a.zero[row] * 0x10001u;
+#else
+  Grid next_grid;
+  load_grid(next_grid, a, warp, row, first_row + out_row);
+#endif
+#ifdef SPARSE
+  Sparse sparse;
+  float* sparse_sums = (float*)(shared + main_bytes + ZERO_BYTES) + WARPS * BATCH;
+#endif
+#pragma unroll
+  for (int d = 0; d < DEPTH; d++) {
+    if (d < mine) copy_tile(ring + d * TILE_BYTES, tiles + (long long)d * (WARPS * BITS * 32), lane);
+    end_of_group();
+  }
+  let_next_start();
+#ifdef SPARSE
+  load_entries(sparse, a, first_row, warp, lane);
+#endif
+  for (int i = threadIdx.x; i < ZERO_BYTES / 4; i += WARPS * 32)
+    ((unsigned*)(shared + main_bytes))[i] = 0;
+#ifdef CODEBOOK
+  build_table((unsigned*)shared, book, warp, lane);
+#endif
+  __syncthreads();
+  wait_for_input();
+#ifdef SPARSE
+  load_sparse_x(sparse, a);
+#endif
+
+  const bool diagonal = (g & 3) == t && (g >> 2) < BATCH;
+  const unsigned step = diagonal ? BATCH * UNIT * 2 : 0;  // to the next tile's x
+  const unsigned x_pair = diagonal ? 4 * UNIT * 2 : 0;    // to the next four vectors
+  float total[QUADS][4] = {};
+  int stage = 0;
+
+  for (int done = 0; done < mine; done += a.phase) {
+    const int here = min(a.phase, mine - done);
+    unsigned largest[BATCH] = {};
+    __syncwarp();  // every lane is done with the x before
+    copy_x(a, my_x, warp + done * WARPS, here, lane, largest);
+#ifdef BF16
+    float up[BATCH];
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+      const int exponent = min(141 - (int)(warp_max(largest[b]) >> 7), 126);
+      up[b] = float_of((unsigned)(127 + exponent) << 23);
+      if (lane == 0) scales[b] = float_of((unsigned)(127 - exponent) << 23);
+    }
+#pragma unroll 4
+    for (int k = 0; k < here; k++) scale_x(my_x + k * BATCH * (UNIT / 2), up, lane);
+#else
+    for (int b = lane; b < BATCH; b += 32) scales[b] = 1.0f;
+#endif
+    __syncwarp();
+    // Lanes off the diagonal read zeros. A vector takes 256 bytes, or half of 512 interleaved.
+    unsigned x = diagonal ? shared_address(my_x) + (g >> 2) * (BATCH <= 2 ? 256 : 512)
+                          : base + main_bytes + 64;
+
+    float sum[CHAINS][4] = {};
+    for (int k = 0; k < here; k++, x += step) {
+      const int ordinal = done + k;
+      const unsigned place = ring + stage * TILE_BYTES;
+      stage = stage + 1 == DEPTH ? 0 : stage + 1;
+      unsigned words[WORDS];
+      wait_for_copies<DEPTH - 1>();
+      read_tile(words, place, lane);
+#ifdef GROUP
+      const Grid grid = next_grid;
+      load_grid(next_grid, a, warp + (ordinal + 1) * WARPS, row, first_row + out_row);
+#endif
+#pragma unroll
+      for (int c = 0; c < 4; c++) {
+        const unsigned x_chunk = x + c * (BATCH <= 2 ? 64 : 128);
+#ifdef GROUP
+        const int group = c * GROUPS / 4;
+        const unsigned zero_point = grid.zero[group] * 0x10001u;
+#elif defined(CODEBOOK)
+        const unsigned zero_point = 0;
+#endif
+        multiply_chunk(sum, words + c * BITS, table, x_chunk, x_pair, zero_point);
+#ifdef GROUP
+        if ((c + 1) * GROUPS % 4 == 0) {
+          const float s[2] = {half_to_float(grid.scale[group][0]),
+                              half_to_float(grid.scale[group][1])};
+#pragma unroll
+          for (int q = 0; q < QUADS; q++) {
+            float whole[4];
+            gather_chains(whole, sum, q);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+              total[q][i] += whole[i] * s[i % 2] * scales[min(4 * q + (g >> 2) + (i & 2), BATCH - 1)];
+          }
+#pragma unroll
+          for (int i = 0; i < CHAINS * 4; i++) sum[i / 4][i % 4] = 0;
+        }
+#endif
+      }
+      // Only now: the words read above came from the place that this overwrites.
+      if (ordinal + DEPTH < mine)
+        copy_tile(place, tiles + (long long)(ordinal + DEPTH) * (WARPS * BITS * 32), lane);
+      end_of_group();
+    }
+#ifndef GROUP
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+      float whole[4];
+      gather_chains(whole, sum, q);
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        total[q][i] += whole[i] * scales[min(4 * q + (g >> 2) + (i & 2), BATCH - 1)];
+    }
+#endif
+  }
+#ifdef SPARSE
+  multiply_sparse(sparse, a, sparse_sums, warp, lane);
+#endif
+
+  __syncthreads();  // the table and x make room for the sums of all warps
+  float* sums = (float*)shared;
+#pragma unroll
+  for (int q = 0; q < QUADS; q++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int b = 4 * q + (g >> 2) + (i & 2);
+      if (b < BATCH) sums[(warp * BATCH + b) * ROWS + out_row + 4 * (i & 1)] = total[q][i];
+    }
+  __syncthreads();
+  for (int i = threadIdx.x; i < a.batch * ROWS; i += WARPS * 32) {
+    const int b = i / ROWS, r = i % ROWS;
+    if (first_row + r >= a.rows) continue;
+    float sum = 0;
+    for (int w = 0; w < WARPS; w++) sum += sums[(w * BATCH + b) * ROWS + r];
+#if defined(UNIFORM) && !defined(GROUP)
+    sum *= half_to_float(a.table[first_row + r]);
+#endif
+#ifdef SPARSE
+    sum += sparse_sums[b * ROWS + r];
+#endif
+    if (a.bias) sum += TO_FLOAT(a.bias[first_row + r]);
+    a.y[b * a.y_stride + first_row + r] = FROM_FLOAT(sum);
+  }
+}

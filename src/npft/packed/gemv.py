@@ -1,0 +1,147 @@
+"""Launching ``cuda/gemv.cu``: which variant, with which shape, on which arguments."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from npft.packed import nvrtc
+from npft.packed.layout import ROWS, UNIT
+
+if TYPE_CHECKING:
+    from npft.packed.tensors import PackedTensors
+
+MOST_VECTORS = 16
+"""Beyond this many vectors, dequantizing and multiplying on the tensor cores is faster."""
+
+
+class Arguments(ctypes.Structure):
+    """``struct Arguments`` of gemv.cu."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "table", "zero", "x", "y", "bias")),
+        *((name, ctypes.c_void_p) for name in ("row_offsets", "entries")),
+        *((name, ctypes.c_longlong) for name in ("x_stride", "y_stride")),
+        *((name, ctypes.c_int) for name in ("rows", "columns", "units", "batch", "phase")),
+        ("units_per_group", ctypes.c_int),
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a launch is cut: warps of a block, tiles each warp loads ahead, blocks per multiprocessor
+    that the registers must leave room for."""
+
+    warps: int
+    depth: int
+    blocks: int = 1
+
+
+def shape_for(weight: PackedTensors) -> Shape:
+    """Enough warps to keep memory busy: 16 where there is one block per multiprocessor, else 8."""
+    many = weight.blocks >= 2 * 132
+    return Shape(8 if many else 16, 1)
+
+
+def vectors(batch: int) -> int:
+    """The number of vectors that the kernel for ``batch`` is compiled for."""
+    return 1 << (batch - 1).bit_length()
+
+
+def options(weight: PackedTensors, batch: int, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
+    """The macros of the kernel for this weight, batch and dtype of x."""
+    chosen = [
+        f"-DBITS={weight.bits}",
+        f"-DBATCH={vectors(batch)}",
+        f"-DWARPS={shape.warps}",
+        f"-DDEPTH={shape.depth}",
+        f"-DBLOCKS={shape.blocks}",
+        "-DCODEBOOK" if weight.zero is None else "-DUNIFORM",
+    ]
+    if dtype == torch.bfloat16:
+        chosen.append("-DBF16")
+    if weight.group_size:
+        chosen.append(f"-DGROUP={min(weight.group_size, UNIT)}")
+    if weight.row_offsets is not None:
+        chosen.append("-DSPARSE")
+    return tuple(chosen)
+
+
+def phase(weight: PackedTensors, batch: int, shape: Shape) -> int:
+    """Tiles whose x one warp keeps in shared memory: all, or what fits into 64 KB a block."""
+    each = shape.warps * vectors(batch) * UNIT * 2
+    return max(1, min(-(-weight.units // shape.warps), (64 << 10) // each))
+
+
+def shared_bytes(weight: PackedTensors, batch: int, shape: Shape) -> int:
+    """Dynamic shared memory of a block; the kernel cuts it up in the same way."""
+    width = vectors(batch)
+    table = 128 << (2 * weight.bits) if weight.zero is None else 0
+    x = shape.warps * phase(weight, batch, shape) * width * UNIT * 2
+    ring = shape.warps * shape.depth * weight.bits * 512
+    sums = shape.warps * width * ROWS * 4
+    return max(table + x + ring, sums) + 768 + shape.warps * width * 4 + width * ROWS * 4
+
+
+def arguments(
+    weight: PackedTensors, x: Tensor, y: Tensor, bias: Tensor | None, shape: Shape
+) -> Arguments:
+    """The kernel's parameter for ``x (batch, columns)`` and ``y (batch, rows)``."""
+
+    def at(tensor: Tensor | None) -> int | None:
+        return None if tensor is None else tensor.data_ptr()
+
+    return Arguments(
+        at(weight.tiles),
+        at(weight.table),
+        at(weight.zero),
+        at(x),
+        at(y),
+        at(bias),
+        at(weight.row_offsets),
+        at(weight.entries),
+        x.stride(0),
+        y.stride(0),
+        y.shape[1],
+        weight.columns,
+        weight.units,
+        len(x),
+        phase(weight, len(x), shape),
+        max(1, weight.group_size // UNIT),
+    )
+
+
+def multiply(
+    weight: PackedTensors,
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None = None,
+    shape: Shape | None = None,
+    *,
+    overlap: bool = True,
+) -> None:
+    """Write ``x W^T + bias`` into ``y`` for up to 16 rows of x, on the current stream.
+
+    Args:
+        weight: on a CUDA device.
+        x: ``(batch, columns)``, fp16 or bf16, contiguous within rows.
+        y: ``(batch, rows)`` of the same dtype; every element is written.
+        bias: ``(rows,)`` of the same dtype.
+        shape: how to cut the work; chosen by size if not given.
+        overlap: let the launch begin while the one before it ends.
+    """
+    shape = shape or shape_for(weight)
+    compiled = nvrtc.kernel(
+        "gemv.cu", "gemv", options(weight, len(x), x.dtype, shape), x.device.index or 0
+    )
+    compiled.launch(
+        arguments(weight, x, y, bias, shape),
+        (weight.blocks,),
+        shape.warps * 32,
+        shared_bytes(weight, len(x), shape),
+        overlap=overlap,
+    )
