@@ -25,6 +25,7 @@ from npft.packed.tensors import PackedTensors
 SHAPES = {"qkv": (12288, 4096), "o": (4096, 4096), "gate_up": (22016, 4096), "down": (4096, 11008)}
 KINDS = ("kmeans-4", "kmeans-3", "kmeans-2", "uniform-4", "uniform-4-g128", "kmeans-4-sparse")
 LAYERS = 32
+VARIANTS = [("best", None), ("best no overlap", None)]
 
 
 def random_tensors(kind: str, rows: int, columns: int) -> PackedTensors:
@@ -130,8 +131,8 @@ def main() -> None:
         layers = [(name, random_tensors(kind, *SHAPES[name])) for _ in range(LAYERS) for name in SHAPES]
         inputs = {n: torch.randn(1, SHAPES[n][1], device="cuda").bfloat16() for n in SHAPES}
         outputs = {n: torch.empty(1, SHAPES[n][0], device="cuda").bfloat16() for n in SHAPES}
-        for label, pick in (("best", lambda n: best[n][1]), ("no overlap", lambda n: best[n][1]), ("default", lambda n: None)):
-            times = timed(lambda: [gemv.multiply(w, inputs[n], outputs[n], None, pick(n), overlap=label != "no overlap") for n, w in layers])  # noqa: B023
+        for label, pick in VARIANTS:
+            times = timed(lambda: [gemv.multiply(w, inputs[n], outputs[n], None, best[n][1] if pick is None else Shape(*pick[n]), overlap="no overlap" not in label) for n, w in layers])  # noqa: B023
             size, middle = sum(w.nbytes for _, w in layers), statistics.median(times)
             rows.append(dict(kind=kind, layer="all", variant=label, milliseconds=middle,
                              spread=[min(times), max(times)], bytes=size))

@@ -104,24 +104,14 @@ static unsigned bits_of(float f) { unsigned v; memcpy(&v, &f, 4); return v; }
 static float float_of(unsigned v) { float f; memcpy(&f, &v, 4); return f; }
 static unsigned shared_address(const void* at) { return (const unsigned char*)at - shared; }
 static unsigned load_shared(unsigned at) { unsigned v; memcpy(&v, shared + at, 4); return v; }
-static uint4 load_shared_4(unsigned at) { uint4 v; memcpy(&v, shared + at, 16); return v; }
+static void load_shared_4(uint4& v, unsigned at, bool wanted) {
+  if (wanted) memcpy(&v, shared + at, 16);
+}
 static uint2 load_8(const void* at) { uint2 v; memcpy(&v, at, 8); return v; }
 static unsigned short load_2(const void* at) { unsigned short v; memcpy(&v, at, 2); return v; }
 
-// A copy happens only when its thread waits for it: the latest that hardware may do it.
-struct Copy { unsigned to; const void* from; };
-static std::vector<std::vector<std::vector<Copy>>> copies;  // by thread and group, newest last
-static void copy_async(unsigned to, const void* from) {
-  copies[threadIdx.x].back().push_back({to, from});
-}
-static void end_of_group() { copies[threadIdx.x].emplace_back(); }
-template <int groups>
-static void wait_for_copies() {
-  auto& mine = copies[threadIdx.x];
-  for (; mine.size() > groups + 1; mine.erase(mine.begin()))
-    for (const Copy& one : mine.front()) memcpy(shared + one.to, one.from, 16);
-}
 static unsigned byte_of(unsigned v, int i) { return v >> 8 * i & 0xff; }
+static uint4 stream(const uint4* at) { return *at; }
 static void let_next_start() {}
 static void wait_for_input() {}
 
@@ -167,7 +157,6 @@ static int launch(int blocks, int size, int used, const std::function<void()>& k
     warps.assign(size / 32, {});
     block = {};
     threads.assign(size, {});
-    copies.assign(size, std::vector<std::vector<Copy>>(1));
     for (auto& thread : threads) {
       thread.stack.resize(128 << 10);
       thread.done = false;

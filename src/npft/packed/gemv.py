@@ -82,13 +82,16 @@ def shared_bytes(weight: PackedTensors, batch: int, shape: Shape) -> int:
     width = vectors(batch)
     table = 128 << (2 * weight.bits) if weight.zero is None else 0
     x = shape.warps * phase(weight, batch, shape) * width * UNIT * 2
-    ring = shape.warps * shape.depth * weight.bits * 512
-    sums = shape.warps * width * ROWS * 4
-    return max(table + x + ring, sums) + 768 + shape.warps * width * 4 + width * ROWS * 4
+    sums = shape.warps * max(width, 2) * ROWS * 4
+    return max(table + x, sums) + shape.warps * width * 4 + width * ROWS * 4
 
 
 def arguments(
-    weight: PackedTensors, x: Tensor, y: Tensor, bias: Tensor | None, shape: Shape
+    weight: PackedTensors,
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    shape: Shape,
 ) -> Arguments:
     """The kernel's parameter for ``x (batch, columns)`` and ``y (batch, rows)``."""
 

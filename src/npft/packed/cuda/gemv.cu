@@ -9,9 +9,9 @@
 // Sums are made by the tensor cores in float32. Lane 4g + t owns row 4g + t, while the hardware
 // adds up k over the four lanes 4g..4g+3 that hold a column of B. So A is made block-diagonal: row
 // 4b + t of A holds x_b where k belongs to lanes t, else 0; then D[4b + t][g] is the product of
-// W's row 4g + t with x_b. A has 16 rows: those from 8 on hold two more vectors or, for up to two
-// vectors, the next columns of the same ones, so that a 16-byte load from shared memory always
-// gives the four registers of A as they are.
+// W's row 4g + t with x_b. A has 16 rows, room for four vectors. Of fewer it holds further columns
+// instead, each of which counts in its own rows of D only; so the four registers of A are always
+// one load of 16 bytes, which serves 16 columns of one vector.
 //
 // fp16 weights times bf16 x: a warp scales its slice of x by a power of two so that the largest
 // lies in [2^14, 2^15), where fp16 holds every bf16 exactly down to 2^-29 of the largest.
@@ -22,13 +22,13 @@
 #define TILE_BYTES (BITS * 512)
 #define LEVELS (1 << BITS)
 #define QUADS ((BATCH + 3) / 4)
+#define SLOTS (BATCH == 1 ? 2 : BATCH)  // sums per row and warp
 
 #ifdef CODEBOOK
 #define TABLE_BYTES (128 << (2 * BITS))
 #else
 #define TABLE_BYTES 0
 #endif
-#define ZERO_BYTES 768  // 64 bytes off, so that no bank serves both x and zeros; 512 used
 
 struct Arguments {
   const uint4* codes;             // (blocks, units, BITS, 32)
@@ -62,16 +62,10 @@ DEVICE unsigned code_pair(const unsigned* w, int p) {
   return ((w[0] >> 15) & 0x10001u) | ((w[1] >> 14) & 0x20002u) | ((w[2 % BITS] >> 13) & 0x40004u);
 }
 
-// A lane copies what it will read itself, so that no barrier is needed between the two.
-DEVICE void copy_tile(unsigned to, const uint4* tile, int lane) {
-#pragma unroll
-  for (int i = 0; i < BITS; i++) copy_async(to + (32 * i + lane) * 16, tile + 32 * i + lane);
-}
-
-DEVICE void read_tile(unsigned* words, unsigned from, int lane) {
+DEVICE void load_tile(unsigned* words, const uint4* tile, int lane) {
 #pragma unroll
   for (int i = 0; i < BITS; i++) {
-    const uint4 v = load_shared_4(from + (32 * i + lane) * 16);
+    const uint4 v = stream(tile + 32 * i + lane);
     words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
   }
 }
@@ -239,13 +233,14 @@ DEVICE void load_grid(Grid& grid, const Arguments& a, int unit, int row, int sum
 }
 #endif
 
-// Partial sums, in independent chains: for up to two vectors, rows 0..7 of chains 0 and 2 count
-// and rows 8..15 of chains 1 and 3, which multiply the other columns.
+// Partial sums, in independent chains. Of one vector, chains 0 to 3 count in rows 0..3, 8..11,
+// 4..7 and 12..15; of two, chains 0 and 2 in rows 0..7 and chains 1 and 3 in rows 8..15.
 #define CHAINS (BATCH <= 2 ? 4 : 2 * QUADS)
 
-// 32 columns: all weights first, so that many look-ups are under way at a time.
+// 32 columns: all weights first, so that many look-ups are under way at a time. `v` is zero in
+// the lanes off the diagonal.
 DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned table, unsigned x,
-                           unsigned x_pair, unsigned zero_point) {
+                           uint4* v, bool diagonal, unsigned zero_point) {
   unsigned w[16];
 #pragma unroll
   for (int p = 0; p < 16; p++) {
@@ -255,32 +250,53 @@ DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned tabl
     w[p] = subtract_halves(code_pair(words, p) | 0x64006400u, zero_point);
 #endif
   }
-#if BATCH <= 2
+#if BATCH == 1
+#pragma unroll
+  for (int e = 0; e < 2; e++) {  // sixteen columns
+    load_shared_4(v[e], x + 32 * e, diagonal);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const unsigned* pairs = w + 8 * e + i / 2 * 4 + i % 2;
+      multiply(sum[i], v[e].x, v[e].y, v[e].z, v[e].w, pairs[0], pairs[2]);
+    }
+  }
+#elif BATCH == 2
 #pragma unroll
   for (int e = 0; e < 4; e++) {  // eight columns
-    const uint4 v = load_shared_4(x + 16 * e);
-    multiply(sum[e % 2 * 2], v.x, v.y, v.z, v.w, w[4 * e], w[4 * e + 2]);
-    multiply(sum[e % 2 * 2 + 1], v.x, v.y, v.z, v.w, w[4 * e + 1], w[4 * e + 3]);
+    uint4& part = v[e % 2];
+    load_shared_4(part, x + 16 * e, diagonal);
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      multiply(sum[e % 2 * 2 + i], part.x, part.y, part.z, part.w, w[4 * e + i], w[4 * e + i + 2]);
   }
 #else
 #pragma unroll
   for (int e = 0; e < 8; e++) {  // four columns
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
-      const uint4 v = load_shared_4(x + 16 * e + q * x_pair);
-      multiply(sum[e % 2 * QUADS + q], v.x, v.y, v.z, v.w, w[2 * e], w[2 * e + 1]);
+      uint4& part = v[q % 2];
+      load_shared_4(part, x + 16 * e + q * (4 * UNIT * 2), diagonal);
+      multiply(sum[e % 2 * QUADS + q], part.x, part.y, part.z, part.w, w[2 * e], w[2 * e + 1]);
     }
   }
 #endif
 }
 
-// The four sums of a quad of vectors, out of its chains; for up to two vectors, of rows 0..7.
-DEVICE void gather_chains(float* out, float (*sum)[4], int q) {
+// The sums of one quad of vectors, out of its chains: 0 and 1 are of vector `slot`, or, of a
+// single vector, of the columns that this slot has; 2 and 3 are of vector slot + 2.
+DEVICE void gather_chains(float* out, float (*sum)[4], int q, int slot) {
 #pragma unroll
-  for (int i = 0; i < 4; i++)
-    out[i] = BATCH > 2 ? sum[q][i] + sum[QUADS + q][i]
-             : i < 2   ? (sum[0][i] + sum[2][i]) + (sum[1][i + 2] + sum[3 % CHAINS][i + 2])
-                       : 0.0f;
+  for (int i = 0; i < 4; i++) {
+    if (BATCH > 2) {
+      out[i] = sum[q][i] + sum[QUADS + q][i];
+    } else if (i >= 2) {
+      out[i] = 0;
+    } else {
+      const float first = sum[0][i] + sum[1][i + 2];
+      const float second = sum[2][i] + sum[3 % CHAINS][i + 2];
+      out[i] = BATCH == 2 ? first + second : slot == 0 ? first : second;
+    }
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Arguments a) {
@@ -290,17 +306,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
   const int row = first_row + lane;
   const int mine = (a.units - warp + WARPS - 1) / WARPS;  // tiles of this warp
   const uint4* tiles = a.codes + ((long long)blockIdx.x * a.units + warp) * (BITS * 32);
-  const int g = lane >> 2, t = lane & 3;
+  const int g = lane >> 2, t = lane & 3, slot = g >> 2;
   const int out_row = 8 * t + (g & 3);  // of sums 0 and 2; 1 and 3 are 4 rows on
 
   const int x_bytes = WARPS * a.phase * BATCH * UNIT * 2;
-  const int ring_bytes = WARPS * DEPTH * TILE_BYTES;
-  const int sums_bytes = WARPS * BATCH * ROWS * 4;
-  const int main_bytes = max(TABLE_BYTES + x_bytes + ring_bytes, sums_bytes);
+  const int sums_bytes = WARPS * SLOTS * ROWS * 4;
+  const int main_bytes = max(TABLE_BYTES + x_bytes, sums_bytes);
   unsigned* my_x = (unsigned*)(shared + TABLE_BYTES) + warp * a.phase * BATCH * (UNIT / 2);
-  float* scales = (float*)(shared + main_bytes + ZERO_BYTES) + warp * BATCH;
-  const unsigned base = shared_address(shared), table = base + 4 * lane;
-  const unsigned ring = base + TABLE_BYTES + x_bytes + warp * DEPTH * TILE_BYTES;
+  float* scales = (float*)(shared + main_bytes) + warp * BATCH;
 
   // Nothing up to wait_for_input() depends on other kernels. The table's values come first: they
   // are needed first, and would queue behind the codes.
@@ -315,19 +328,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #endif
 #ifdef SPARSE
   Sparse sparse;
-  float* sparse_sums = (float*)(shared + main_bytes + ZERO_BYTES) + WARPS * BATCH;
+  float* sparse_sums = (float*)(shared + main_bytes) + WARPS * BATCH;
 #endif
+  unsigned next[DEPTH][WORDS];
 #pragma unroll
-  for (int d = 0; d < DEPTH; d++) {
-    if (d < mine) copy_tile(ring + d * TILE_BYTES, tiles + (long long)d * (WARPS * BITS * 32), lane);
-    end_of_group();
-  }
+  for (int d = 0; d < DEPTH; d++)
+    if (d < mine) load_tile(next[d], tiles + (long long)d * (WARPS * BITS * 32), lane);
   let_next_start();
 #ifdef SPARSE
   load_entries(sparse, a, first_row, warp, lane);
 #endif
-  for (int i = threadIdx.x; i < ZERO_BYTES / 4; i += WARPS * 32)
-    ((unsigned*)(shared + main_bytes))[i] = 0;
 #ifdef CODEBOOK
   build_table((unsigned*)shared, book, warp, lane);
 #endif
@@ -337,11 +347,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
   load_sparse_x(sparse, a);
 #endif
 
-  const bool diagonal = (g & 3) == t && (g >> 2) < BATCH;
-  const unsigned step = diagonal ? BATCH * UNIT * 2 : 0;  // to the next tile's x
-  const unsigned x_pair = diagonal ? 4 * UNIT * 2 : 0;    // to the next four vectors
+  const bool diagonal = (g & 3) == t && slot < SLOTS;
+  const unsigned table = shared_address(shared) + 4 * lane;
+  uint4 v[2] = {};
   float total[QUADS][4] = {};
-  int stage = 0;
 
   for (int done = 0; done < mine; done += a.phase) {
     const int here = min(a.phase, mine - done);
@@ -362,32 +371,35 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
     for (int b = lane; b < BATCH; b += 32) scales[b] = 1.0f;
 #endif
     __syncwarp();
-    // Lanes off the diagonal read zeros. A vector takes 256 bytes, or half of 512 interleaved.
-    unsigned x = diagonal ? shared_address(my_x) + (g >> 2) * (BATCH <= 2 ? 256 : 512)
-                          : base + main_bytes + 64;
+    // A slot's x: the second 8 of 16 columns; a vector's 256 bytes; or two vectors' 512.
+    unsigned x = shared_address(my_x) + slot * (BATCH == 1 ? 16 : BATCH == 2 ? 256 : 512);
 
     float sum[CHAINS][4] = {};
-    for (int k = 0; k < here; k++, x += step) {
+    for (int k = 0; k < here; k++, x += BATCH * UNIT * 2) {
       const int ordinal = done + k;
-      const unsigned place = ring + stage * TILE_BYTES;
-      stage = stage + 1 == DEPTH ? 0 : stage + 1;
       unsigned words[WORDS];
-      wait_for_copies<DEPTH - 1>();
-      read_tile(words, place, lane);
+#pragma unroll
+      for (int i = 0; i < WORDS; i++) words[i] = next[0][i];
+#pragma unroll
+      for (int d = 0; d + 1 < DEPTH; d++)
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) next[d][i] = next[d + 1][i];
+      if (ordinal + DEPTH < mine)
+        load_tile(next[DEPTH - 1], tiles + (long long)(ordinal + DEPTH) * (WARPS * BITS * 32), lane);
 #ifdef GROUP
       const Grid grid = next_grid;
       load_grid(next_grid, a, warp + (ordinal + 1) * WARPS, row, first_row + out_row);
 #endif
 #pragma unroll
       for (int c = 0; c < 4; c++) {
-        const unsigned x_chunk = x + c * (BATCH <= 2 ? 64 : 128);
 #ifdef GROUP
         const int group = c * GROUPS / 4;
         const unsigned zero_point = grid.zero[group] * 0x10001u;
 #elif defined(CODEBOOK)
         const unsigned zero_point = 0;
 #endif
-        multiply_chunk(sum, words + c * BITS, table, x_chunk, x_pair, zero_point);
+        multiply_chunk(sum, words + c * BITS, table, x + c * (BATCH <= 2 ? 64 : 128), v, diagonal,
+                       zero_point);
 #ifdef GROUP
         if ((c + 1) * GROUPS % 4 == 0) {
           const float s[2] = {half_to_float(grid.scale[group][0]),
@@ -395,29 +407,25 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #pragma unroll
           for (int q = 0; q < QUADS; q++) {
             float whole[4];
-            gather_chains(whole, sum, q);
+            gather_chains(whole, sum, q, slot);
 #pragma unroll
             for (int i = 0; i < 4; i++)
-              total[q][i] += whole[i] * s[i % 2] * scales[min(4 * q + (g >> 2) + (i & 2), BATCH - 1)];
+              total[q][i] += whole[i] * s[i % 2] * scales[min(4 * q + slot + (i & 2), BATCH - 1)];
           }
 #pragma unroll
           for (int i = 0; i < CHAINS * 4; i++) sum[i / 4][i % 4] = 0;
         }
 #endif
       }
-      // Only now: the words read above came from the place that this overwrites.
-      if (ordinal + DEPTH < mine)
-        copy_tile(place, tiles + (long long)(ordinal + DEPTH) * (WARPS * BITS * 32), lane);
-      end_of_group();
     }
 #ifndef GROUP
 #pragma unroll
     for (int q = 0; q < QUADS; q++) {
       float whole[4];
-      gather_chains(whole, sum, q);
+      gather_chains(whole, sum, q, slot);
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        total[q][i] += whole[i] * scales[min(4 * q + (g >> 2) + (i & 2), BATCH - 1)];
+        total[q][i] += whole[i] * scales[min(4 * q + slot + (i & 2), BATCH - 1)];
     }
 #endif
   }
@@ -431,15 +439,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
   for (int q = 0; q < QUADS; q++)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const int b = 4 * q + (g >> 2) + (i & 2);
-      if (b < BATCH) sums[(warp * BATCH + b) * ROWS + out_row + 4 * (i & 1)] = total[q][i];
+      const int b = 4 * q + slot + (i & 2);
+      if (b < SLOTS) sums[(warp * SLOTS + b) * ROWS + out_row + 4 * (i & 1)] = total[q][i];
     }
   __syncthreads();
   for (int i = threadIdx.x; i < a.batch * ROWS; i += WARPS * 32) {
     const int b = i / ROWS, r = i % ROWS;
     if (first_row + r >= a.rows) continue;
     float sum = 0;
-    for (int w = 0; w < WARPS; w++) sum += sums[(w * BATCH + b) * ROWS + r];
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      sum += sums[(w * SLOTS + b) * ROWS + r];
+      if (BATCH == 1) sum += sums[(w * SLOTS + 1) * ROWS + r];
+    }
 #if defined(UNIFORM) && !defined(GROUP)
     sum *= half_to_float(a.table[first_row + r]);
 #endif

@@ -4,18 +4,12 @@
 
 #define DEVICE __device__ __forceinline__
 
-// 16 bytes from global to shared memory while the thread goes on. The weights' path: past L1 and
-// past the registers, so that many bytes can be under way.
-DEVICE void copy_async(unsigned to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
-}
-
-DEVICE void end_of_group() { asm volatile("cp.async.commit_group;"); }
-
-// Until at most `groups` of this thread's last groups of copies are under way.
-template <int groups>
-DEVICE void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+// 16 bytes of weights that are read once: past L1.
+DEVICE uint4 stream(const uint4* at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+  return v;
 }
 
 // Loads that later loads do not wait for.
@@ -65,11 +59,11 @@ DEVICE unsigned load_shared(unsigned at) {
   return v;
 }
 
-DEVICE uint4 load_shared_4(unsigned at) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
-  return v;
+// Into the lanes that ask for it; the others keep what they have, and cost no time.
+DEVICE void load_shared_4(uint4& v, unsigned at, bool wanted) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "r"(at), "r"((unsigned)wanted));
 }
 
 DEVICE unsigned byte_of(unsigned v, int i) { return __byte_perm(v, 0, 0x4440 + i); }
