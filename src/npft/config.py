@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from npft import recipes
 from npft.errors import NpftError
-from npft.evaluation.harness import TaskSettings
+from npft.evaluation.harness_tasks import TaskSettings
 from npft.outliers import Scope
 from npft.plugins import build
 

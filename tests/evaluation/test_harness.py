@@ -25,7 +25,8 @@ from lm_eval.tasks import TaskManager
 from npft import models
 from npft.artifacts import LanguageModel
 from npft.evaluation import harness
-from npft.evaluation.harness import Score, Tasks, TaskSettings, evaluate_tasks
+from npft.evaluation.harness import Score, Tasks, evaluate_tasks
+from npft.evaluation.harness_tasks import TaskSettings
 from npft.quantizers import RTN
 
 NAMES = ["piqa_local", "arc_easy_local"]
