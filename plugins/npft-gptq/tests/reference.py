@@ -43,7 +43,7 @@ def gptq(
 
 
 def order_of_inputs(energy: Tensor, group_size: int, desc_act: bool) -> Tensor:
-    """Largest first with ``desc_act``; else group by group, by the largest in each and inside it."""
+    """Largest first with ``desc_act``; else group by group, by their largest, and inside each."""
     if desc_act:
         return energy.argsort(descending=True)
     if not group_size:

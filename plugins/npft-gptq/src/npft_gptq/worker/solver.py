@@ -60,28 +60,35 @@ class Watch:
 
     def _solve(self, solver: Any, attempt: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         name = solver._named_module.full_name
-        before = _out_by_in(solver.module).clone()
+        dead = _dead_inputs(solver)
+        asked = self._settings["damp_percent"]
         try:
             result = attempt()
-            if isinstance(result[5], str):
-                reached = "its Hessian cannot be factored, however damped"
-                raise Unsolved(reached if result[7] else "no calibration token reaches it")
+            _require_solution(result)
             made = self._encode(solver.module, result)
-            self._tell_damping(name, result[6])
-            self._tell_zeroed(name, before, made)
+            if (damping := result[6]) > asked:
+                self._note(
+                    f"{name} has a Hessian that is not positive definite: its damping was raised "
+                    f"from {asked:g} to {damping:g}"
+                )
+            if dead:
+                self._note(
+                    f"{name} has {dead} inputs that calibration leaves at 0: GPTQ zeroed them"
+                )
         except Unsolved as why:
             solver.qcfg.mock_quantization = False
             solver.fallback = ALWAYS
             result = attempt()
             made = self._encode(solver.module, result)
-            self._say(
-                {"note": f"{name} could not be solved by GPTQ, as {why}: it is rounded to nearest"}
-            )
+            self._note(f"{name} could not be solved by GPTQ, as {why}: it is rounded to nearest")
         index = self._numbers[name]
         save_file(made, self._folder / f"{index}.safetensors")
         self.done.add(name)
         self._say({"layer": index})
         return result
+
+    def _note(self, text: str) -> None:
+        self._say({"note": text})
 
     def _encode(self, module: nn.Module, result: tuple[Any, ...]) -> dict[str, Tensor]:
         """Codes, scale, zero and group index of weights that lie on their grid.
@@ -120,19 +127,24 @@ class Watch:
                 }
             )
 
-    def _tell_zeroed(self, name: str, before: Tensor, made: dict[str, Tensor]) -> None:
-        """GPTQ sets the weights to 0 of inputs that are always 0 in calibration."""
-        zero = made["zero"][:, made["g_idx"].long()]
-        gone = (made["codes"] == zero).all(dim=0) & before.any(dim=0).cpu()
-        if count := int(gone.sum()):
-            self._say(
-                {
-                    "note": f"{name} has {count} inputs that calibration leaves at 0: "
-                    "GPTQ zeroed them"
-                }
-            )
+
+def _require_solution(result: tuple[Any, ...]) -> None:
+    """Where GPTQModel has rounded to nearest, its loss is a text that says so.
+
+    Raises:
+        Unsolved: it has.
+    """
+    loss = result[5]
+    if isinstance(loss, str):
+        few = loss.startswith("fallback(")
+        raise Unsolved(
+            "too few calibration tokens reach it"
+            if few
+            else "its Hessian cannot be factored, however damped"
+        )
 
 
-def _out_by_in(module: nn.Module) -> Tensor:
-    weight: Tensor = module.weight.data
-    return weight.T if isinstance(module, Conv1D) else weight
+def _dead_inputs(solver: Any) -> int:
+    """Inputs that are 0 on all of the calibration, whose weights GPTQ sets to 0."""
+    hessian = solver.finalize_hessian(getattr(solver.module, "target_device", None))
+    return int((hessian.diagonal() == 0).sum())
