@@ -46,13 +46,17 @@ class GPTQ(Quantizer):
         0.05, gt=0, lt=1, description="added to the Hessian's diagonal, as a share of its mean"
     )
 
+    @property
+    def checkpoint_format(self) -> str:
+        """The GPTQ v1 format."""
+        return "gptq"
+
     def check(self, model: LanguageModel) -> None:
         """Refuse what GPTQModel or the GPTQ format cannot do.
 
         Raises:
             Unavailable: no GPTQModel; a width or group size that it lacks; layers whose shape the
                 format cannot pack; a model whose code is not part of transformers.
-            NpftError: the group size does not divide some layers' inputs.
         """
         if importlib.util.find_spec("gptqmodel") is None:
             raise Unavailable("gptq needs GPTQModel: run pip install 'gptqmodel>=7.6,<8'")
@@ -100,7 +104,7 @@ class GPTQ(Quantizer):
             exchange.write(folder, model, calibration, self.model_dump())
             with closing(process.messages(folder)) as said:
                 done = _layers_done(said, notes)
-                label = f"quantize {self.name}-{self.bits}"
+                label = f"quantize {self.label}"
                 for _ in (progress or Silent()).track(done, label, len(model.layers)):
                     pass
             runnable = model.copy()
@@ -114,7 +118,7 @@ class GPTQ(Quantizer):
             self.name,
             self.bits,
             self.group_size,
-            format="gptq",
+            format=self.checkpoint_format,
             notes=tuple(notes),
         )
 
