@@ -27,7 +27,7 @@ class Arguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("row_offsets", "entries")),
         *((name, ctypes.c_longlong) for name in ("x_stride", "y_stride")),
         *((name, ctypes.c_int) for name in ("rows", "columns", "units", "batch", "phase")),
-        ("units_per_group", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("units_per_group", "aligned")),
     )
 
 
@@ -74,7 +74,8 @@ def options(weight: PackedTensors, batch: int, dtype: torch.dtype, shape: Shape)
 def phase(weight: PackedTensors, batch: int, shape: Shape) -> int:
     """Tiles whose x one warp keeps in shared memory: all, or what fits into 64 KB a block."""
     each = shape.warps * vectors(batch) * UNIT * 2
-    return max(1, min(-(-weight.units // shape.warps), (64 << 10) // each))
+    fitting = (64 << 10) // each // shape.depth * shape.depth
+    return max(shape.depth, min(-(-weight.units // shape.warps), fitting))
 
 
 def shared_bytes(weight: PackedTensors, batch: int, shape: Shape) -> int:
@@ -115,6 +116,7 @@ def arguments(
         len(x),
         phase(weight, len(x), shape),
         max(1, weight.group_size // UNIT),
+        int(x.data_ptr() % 8 == 0 and x.stride(0) % 4 == 0 and weight.columns % 4 == 0),
     )
 
 

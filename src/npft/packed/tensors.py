@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-
-from npft.artifacts import CodebookWeight, PackedWeight, UniformWeight
-from npft.errors import NpftError
-from npft.packed import layout
-from npft.packed.layout import ROWS, UNIT
 
 MAGIC = 1024
 """``MAGIC + code`` is an fp16 number whose low mantissa bits are the code."""

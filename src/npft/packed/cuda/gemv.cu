@@ -43,6 +43,7 @@ struct Arguments {
   int rows, columns, units, batch;
   int phase;                      // tiles whose x a warp holds in shared memory at once
   int units_per_group;
+  int aligned;                    // whether any four columns of x are 8 bytes at one address
 };
 
 // Pair `p` of a chunk of 32 codes in BITS words: the index into the table.
@@ -62,12 +63,9 @@ DEVICE unsigned code_pair(const unsigned* w, int p) {
   return ((w[0] >> 15) & 0x10001u) | ((w[1] >> 14) & 0x20002u) | ((w[2 % BITS] >> 13) & 0x40004u);
 }
 
-DEVICE void load_tile(unsigned* words, const uint4* tile, int lane) {
-#pragma unroll
-  for (int i = 0; i < BITS; i++) {
-    const uint4 v = stream(tile + 32 * i + lane);
-    words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
-  }
+DEVICE void load_words(unsigned* words, const uint4* tile, int i, int lane) {
+  const uint4 v = stream(tile + 32 * i + lane);
+  words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
 }
 
 // The lane's four columns of vector b in a warp's copy of a tile's x. From four vectors on, b and
@@ -80,9 +78,9 @@ DEVICE unsigned* place_of(unsigned* x, int b, int lane) {
 
 DEVICE uint2 load_x(const Arguments& a, int b, int unit, int lane) {
   const int column = unit * UNIT + 4 * lane;
-  if (b >= a.batch) return make_uint2(0, 0);
+  if (b >= a.batch || column >= a.columns) return make_uint2(0, 0);
   const unsigned short* x = a.x + b * a.x_stride + column;
-  if (column + 4 <= a.columns && ((unsigned long long)x & 7) == 0) return load_8(x);
+  if (a.aligned) return load_8(x);
   unsigned short h[4];
   for (int i = 0; i < 4; i++) h[i] = column + i < a.columns ? x[i] : 0;
   return make_uint2(h[0] | (unsigned)h[1] << 16, h[2] | (unsigned)h[3] << 16);
@@ -166,50 +164,52 @@ DEVICE void build_table(unsigned* table, const Codebook& book, int warp, int lan
 #endif
 
 #ifdef SPARSE
-// The sparse part: each warp has some of the block's rows, and of each the first 32 entries are
-// loaded well before they are needed.
-#define SPARSE_ROWS ((ROWS + WARPS - 1) / WARPS)
+// The sparse part: SHARE lanes have a row together, and load its first 32 entries well before
+// they are needed.
+#define SHARE (WARPS >= 16 ? 16 : WARPS >= 8 ? 8 : 4)
+#define EARLY (32 / SHARE)
 struct Sparse {
-  int start[SPARSE_ROWS], end[SPARSE_ROWS];
-  unsigned first[SPARSE_ROWS];
-  float x[SPARSE_ROWS];  // of vector 0
+  int start, end;
+  unsigned entry[EARLY];
+  float x[EARLY];  // of vector 0
 };
 
-DEVICE void load_entries(Sparse& s, const Arguments& a, int first_row, int warp, int lane) {
+DEVICE void load_range(Sparse& s, const Arguments& a, int first_row) {
+  const int row = threadIdx.x / SHARE;
+  s.start = s.end = 0;
+  if (row >= ROWS) return;
+  s.start = a.row_offsets[first_row + row] + threadIdx.x % SHARE;
+  s.end = a.row_offsets[first_row + row + 1];
+}
+
+DEVICE void load_entries(Sparse& s, const Arguments& a) {
 #pragma unroll
-  for (int i = 0; i < SPARSE_ROWS; i++) {
-    const int r = warp + i * WARPS;
-    s.start[i] = r < ROWS ? a.row_offsets[first_row + r] + lane : 0;
-    s.end[i] = r < ROWS ? a.row_offsets[first_row + r + 1] : 0;
-  }
-#pragma unroll
-  for (int i = 0; i < SPARSE_ROWS; i++)
-    s.first[i] = s.start[i] < s.end[i] ? a.entries[s.start[i]] : 0;
+  for (int i = 0; i < EARLY; i++)
+    s.entry[i] = s.start + i * SHARE < s.end ? a.entries[s.start + i * SHARE] : 0;
 }
 
 DEVICE void load_sparse_x(Sparse& s, const Arguments& a) {
 #pragma unroll
-  for (int i = 0; i < SPARSE_ROWS; i++)
-    s.x[i] = s.start[i] < s.end[i] ? TO_FLOAT(a.x[s.first[i] & 0xffffu]) : 0.0f;
+  for (int i = 0; i < EARLY; i++) s.x[i] = TO_FLOAT(load_2(a.x + (s.entry[i] & 0xffffu)));
 }
 
-DEVICE void multiply_sparse(const Sparse& s, const Arguments& a, float* sums, int warp, int lane) {
+DEVICE void multiply_sparse(const Sparse& s, const Arguments& a, float* sums) {
 #pragma unroll
-  for (int i = 0; i < SPARSE_ROWS; i++) {
+  for (int b = 0; b < BATCH; b++) {
+    const unsigned short* x = a.x + b * a.x_stride;
+    float sum = 0;
 #pragma unroll
-    for (int b = 0; b < BATCH; b++) {
-      float sum = 0;
-      unsigned entry = s.first[i];
-      if (b < a.batch)
-        for (int at = s.start[i]; at < s.end[i]; at += 32) {
-          const bool known = at == s.start[i];
-          if (!known) entry = a.entries[at];
-          const float x = known && b == 0 ? s.x[i] : TO_FLOAT(a.x[b * a.x_stride + (entry & 0xffffu)]);
-          sum += half_to_float(entry >> 16) * x;
-        }
-      sum = warp_sum(sum);
-      if (lane == 0 && warp + i * WARPS < ROWS) sums[b * ROWS + warp + i * WARPS] = sum;
+    for (int i = 0; i < EARLY; i++) {
+      const float known = b == 0 ? s.x[i] : b < a.batch ? TO_FLOAT(x[s.entry[i] & 0xffffu]) : 0.0f;
+      if (s.start + i * SHARE < s.end) sum += half_to_float(s.entry[i] >> 16) * known;
     }
+    for (int i = s.start + 32; i < s.end; i += SHARE) {
+      const unsigned entry = a.entries[i];
+      if (b < a.batch) sum += half_to_float(entry >> 16) * TO_FLOAT(x[entry & 0xffffu]);
+    }
+    sum = share_sum<SHARE>(sum);
+    if (threadIdx.x < ROWS * SHARE && threadIdx.x % SHARE == 0)
+      sums[b * ROWS + threadIdx.x / SHARE] = sum;
   }
 }
 #endif
@@ -328,24 +328,25 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #endif
 #ifdef SPARSE
   Sparse sparse;
+  load_range(sparse, a, first_row);
   float* sparse_sums = (float*)(shared + main_bytes) + WARPS * BATCH;
 #endif
-  unsigned next[DEPTH][WORDS];
+  unsigned words[DEPTH][WORDS];
 #pragma unroll
   for (int d = 0; d < DEPTH; d++)
-    if (d < mine) load_tile(next[d], tiles + (long long)d * (WARPS * BITS * 32), lane);
+    if (d < mine)
+#pragma unroll
+      for (int i = 0; i < BITS; i++)
+        load_words(words[d], tiles + (long long)d * (WARPS * BITS * 32), i, lane);
   let_next_start();
-#ifdef SPARSE
-  load_entries(sparse, a, first_row, warp, lane);
-#endif
 #ifdef CODEBOOK
   build_table((unsigned*)shared, book, warp, lane);
 #endif
+#ifdef SPARSE
+  load_entries(sparse, a);
+#endif
   __syncthreads();
   wait_for_input();
-#ifdef SPARSE
-  load_sparse_x(sparse, a);
-#endif
 
   const bool diagonal = (g & 3) == t && slot < SLOTS;
   const unsigned table = shared_address(shared) + 4 * lane;
@@ -374,18 +375,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
     // A slot's x: the second 8 of 16 columns; a vector's 256 bytes; or two vectors' 512.
     unsigned x = shared_address(my_x) + slot * (BATCH == 1 ? 16 : BATCH == 2 ? 256 : 512);
 
+#ifdef SPARSE
+    if (done == 0) load_sparse_x(sparse, a);
+#endif
     float sum[CHAINS][4] = {};
-    for (int k = 0; k < here; k++, x += BATCH * UNIT * 2) {
-      const int ordinal = done + k;
-      unsigned words[WORDS];
+    for (int first = 0; first < here; first += DEPTH)
 #pragma unroll
-      for (int i = 0; i < WORDS; i++) words[i] = next[0][i];
-#pragma unroll
-      for (int d = 0; d + 1 < DEPTH; d++)
-#pragma unroll
-        for (int i = 0; i < WORDS; i++) next[d][i] = next[d + 1][i];
-      if (ordinal + DEPTH < mine)
-        load_tile(next[DEPTH - 1], tiles + (long long)(ordinal + DEPTH) * (WARPS * BITS * 32), lane);
+    for (int d = 0; d < DEPTH; d++) {
+      if (first + d >= here) break;
+      const int ordinal = done + first + d;
 #ifdef GROUP
       const Grid grid = next_grid;
       load_grid(next_grid, a, warp + (ordinal + 1) * WARPS, row, first_row + out_row);
@@ -398,8 +396,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #elif defined(CODEBOOK)
         const unsigned zero_point = 0;
 #endif
-        multiply_chunk(sum, words + c * BITS, table, x + c * (BATCH <= 2 ? 64 : 128), v, diagonal,
+        multiply_chunk(sum, words[d] + c * BITS, table, x + c * (BATCH <= 2 ? 64 : 128), v, diagonal,
                        zero_point);
+        // What has been used makes room for the tile DEPTH further on.
+        if (ordinal + DEPTH < mine)
+#pragma unroll
+          for (int i = 0; i < BITS; i++)
+            if (4 * (i + 1) <= BITS * (c + 1) && 4 * (i + 1) > BITS * c)
+              load_words(words[d], tiles + (long long)(ordinal + DEPTH) * (WARPS * BITS * 32), i,
+                         lane);
 #ifdef GROUP
         if ((c + 1) * GROUPS % 4 == 0) {
           const float s[2] = {half_to_float(grid.scale[group][0]),
@@ -417,6 +422,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
         }
 #endif
       }
+      x += BATCH * UNIT * 2;
     }
 #ifndef GROUP
 #pragma unroll
@@ -430,7 +436,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #endif
   }
 #ifdef SPARSE
-  multiply_sparse(sparse, a, sparse_sums, warp, lane);
+  if (mine <= 0) load_sparse_x(sparse, a);
+  multiply_sparse(sparse, a, sparse_sums);
 #endif
 
   __syncthreads();  // the table and x make room for the sums of all warps

@@ -82,8 +82,11 @@ DEVICE void multiply(float* d, unsigned a0, unsigned a1, unsigned a2, unsigned a
 
 DEVICE unsigned warp_max(unsigned v) { return __reduce_max_sync(0xffffffffu, v); }
 
-DEVICE float warp_sum(float v) {
-  for (int step = 16; step; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+// The sum over `width` neighbouring lanes, in each of them.
+template <int width>
+DEVICE float share_sum(float v) {
+#pragma unroll
+  for (int step = width / 2; step; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
 
