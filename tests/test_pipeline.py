@@ -9,12 +9,11 @@ from safetensors.torch import load_file
 from tiny import save_tiny, tiny_tokens
 from transformers import AutoModelForCausalLM
 
-from npft import config, folder, models, pipeline, stages, steps
+from npft import checkpoints, config, folder, models, pipeline, stages, steps
 from npft.adapters import load_adapter, merge
 from npft.errors import NpftError
 from npft.plugins import discover
 from npft.progress import Silent
-from npft.quantizers import checkpoint
 from npft.tuning import Tuning
 
 SETTINGS = {
@@ -95,7 +94,7 @@ def test_merged_folder_is_plain_and_is_what_was_measured(finished, tiny_folder) 
 
 def test_checkpoints_hold_the_tuned_model_quantized(finished) -> None:
     merged = models.load(str(finished / "merged"), device="cpu")
-    loaded = checkpoint.load(finished / "quantized" / "rtn-3", device="cpu")
+    loaded = checkpoints.load(finished / "quantized" / "rtn-3", device="cpu")
     quantizer = discover().build("quantizer", "rtn", {"bits": 3})
     again = quantizer.quantize(merged, [])
     for name, weight in again.weights.items():

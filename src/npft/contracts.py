@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from npft.errors import NpftError
+from npft.errors import Unavailable
 from npft.grid import Grid
 from npft.progress import Progress, Silent
 
@@ -68,6 +68,14 @@ class Sampler(Plugin, ABC):
     def needs_sensitivity(self) -> bool:
         """Whether :meth:`bind` wants the sensitivities of the matrix; may depend on options."""
         return False
+
+    def each_step(self, generator: torch.Generator) -> Sampler:
+        """The sampler of the step that begins: one and the same for all matrices.
+
+        The default is the sampler itself. One that mixes several kinds of noise returns the kind
+        it drew for this step.
+        """
+        return self
 
     def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
         """What draws noise for one matrix throughout a tuning.
@@ -137,17 +145,40 @@ class Quantizer(Plugin, ABC):
         """Inputs per group of the grid, 0 where each output channel is one group."""
         return int(getattr(self, "group_size", 0))
 
+    @property
+    def checkpoint_format(self) -> str:
+        """How checkpoints are written, one of :data:`npft.checkpoints.FORMATS`.
+
+        The default is the option ``format``, where there is one, else npft's own.
+        """
+        return str(getattr(self, "format", "npft"))
+
+    @property
+    def variant(self) -> str:
+        """What tells this setting from others of the same bits and group size, if anything."""
+        return ""
+
+    @property
+    def label(self) -> str:
+        """The setting's name in tables and its checkpoint's folder, such as ``rtn-4-g64``."""
+        from npft.artifacts import label
+
+        return label(self.name, self.bits, self.group_size_or_zero, self.variant)
+
     def check(self, model: LanguageModel) -> None:
-        """Refuse, before any work, a model that this configuration cannot quantize.
+        """Refuse, before any work, what this configuration cannot do.
+
+        An override raises :class:`npft.errors.Unavailable` for everything that another quantizer
+        or option can do: a width, a kind of layer, a library or environment that is missing.
 
         Raises:
-            NpftError: the group size does not divide some layers' inputs (they are named).
+            Unavailable: the group size does not divide some layers' inputs (they are named).
         """
         size = self.group_size_or_zero
         bad = [n for n, layer in model.layers.items() if size and layer.in_features % size]
         if bad:
             widths = sorted({model.layers[name].in_features for name in bad})
-            raise NpftError(
+            raise Unavailable(
                 f"{self.name} with group_size={size} cannot quantize {len(bad)} layers whose "
                 f"{', '.join(map(str, widths))} inputs it does not divide ({_abridged(bad)}): "
                 "choose a divisor, or 0 for one group per output channel"
@@ -190,13 +221,21 @@ class Quantizer(Plugin, ABC):
         runnable = model.copy()
         weights: dict[str, PackedWeight] = {}
         shown = (progress or Silent()).track(
-            runnable.layers.items(), f"quantize {self.name}-{self.bits}", len(runnable.layers)
+            runnable.layers.items(), f"quantize {self.label}", len(runnable.layers)
         )
         for name, layer in shown:
             sensitivity = sensitivities[name] if sensitivities is not None else None
             weights[name] = self.quantize_weight(layer.weight.float(), sensitivity)
             layer.weight.copy_(weights[name].dequantize())
-        return QuantizedModel(runnable, weights, self.name, self.bits, self.group_size_or_zero)
+        return QuantizedModel(
+            runnable,
+            weights,
+            self.name,
+            self.bits,
+            self.group_size_or_zero,
+            format=self.checkpoint_format,
+            variant=self.variant,
+        )
 
 
 KINDS: dict[str, type[Plugin]] = {

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see."""
+"""The exceptions that users are meant to see."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ class NpftError(Exception):
 
     The sentence says what was asked, what is wrong with it, and what to do. The command line
     prints it without a traceback and exits with status 1.
+    """
+
+
+class Unavailable(NpftError):
+    """A combination that a quantizer cannot do, on this model or in this environment.
+
+    The sentence gives the reason and what to do. A run lists the combination with it and goes on
+    with the rest; where nothing is left, it is an error like any other.
     """
 
 

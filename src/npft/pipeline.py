@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import platform
-import resource
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from npft import config, data, folder, model_checks, models, outliers, stages
-from npft.adapters import Adapter, merge
-from npft.artifacts import LanguageModel, Report, Row, label
+from npft import comparison, config, data, folder, model_checks, models, outliers, stages
+from npft.adapters import Adapter
+from npft.artifacts import LanguageModel, Report, Row
 from npft.config import RunConfig
 from npft.contracts import Objective, Plugin, Quantizer, Sampler, Scorer
+from npft.errors import NpftError
 from npft.evaluation import harness
-from npft.evaluation.quality import Original
 from npft.folder import RunFolder
 from npft.plugins import Catalog, build
 from npft.progress import Progress, Silent
-from npft.stages import Scored, Workspace
+from npft.provenance import Clock, environment
+from npft.stages import Workspace
 from npft.tuning import Tuning
 
 
@@ -51,7 +44,8 @@ def plan(settings: RunConfig, catalog: Catalog) -> Plan:
     """Build the plugins that a configuration names.
 
     Raises:
-        NpftError: an unknown plugin, option or value; gamma out of range.
+        NpftError: an unknown plugin, option or value; gamma out of range; a quantizer's setting
+            that is there twice.
     """
     outliers.check_gamma(settings.gamma)
     tuning: Tuning = build(Tuning, "tuning", settings.tuning)
@@ -61,6 +55,9 @@ def plan(settings: RunConfig, catalog: Catalog) -> Plan:
         for choice in settings.quant
         for bits in settings.bits
     ]
+    twice = [name for name, n in Counter(q.label for q in quantizers).items() if n > 1]
+    if twice:
+        raise NpftError(f"{twice[0]} is there twice: give each quantizer and bit width once")
     return Plan(
         catalog.build("scorer", settings.scorer.name, settings.scorer.options),
         catalog.build("sampler", settings.sampler.name, settings.sampler.options),
@@ -76,7 +73,7 @@ def in_full(settings: RunConfig, parts: Plan) -> RunConfig:
     def chosen(plugin: Plugin) -> dict[str, Any]:
         return {"name": plugin.name, **plugin.model_dump(mode="json", exclude={"bits"})}
 
-    quantizers = {quantizer.name: quantizer for quantizer in parts.quantizers}
+    each_once = parts.quantizers[:: len(settings.bits)]
     return config.make(
         {
             **settings.model_dump(),
@@ -84,7 +81,7 @@ def in_full(settings: RunConfig, parts: Plan) -> RunConfig:
             "sampler": chosen(parts.sampler),
             "objective": chosen(parts.objective),
             "tuning": parts.tuning.model_dump(mode="json"),
-            "quant": [chosen(quantizers[choice.name]) for choice in settings.quant],
+            "quant": [chosen(quantizer) for quantizer in each_once],
         }
     )
 
@@ -115,66 +112,19 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
                 work, scored, parts.sampler, parts.objective, parts.tuning
             )
         losses = {which: adapter.losses for which, adapter in adapters.items()}
-        report = Report([], losses, clock.seconds, {})
-        for rows in _compare(work, parts, adapters, scored, clock):
-            report = replace(report, rows=report.rows + rows, environment=environment(work))
+        report = Report([], losses, clock.seconds, unavailable=dict(work.unavailable))
+        for found in comparison.compare(work, adapters, scored, clock):
+            report = replace(
+                report,
+                rows=report.rows + found.rows,
+                unavailable=report.unavailable | found.unavailable,
+                notes=report.notes + found.notes,
+                environment=environment(work),
+            )
             write_results(kept, report)
+        quantized = [row for row in report.rows if row.quantizer != "none"]
+        comparison.require_some(quantized, report.unavailable)
         return report
-
-
-def _compare(
-    work: Workspace,
-    parts: Plan,
-    adapters: Mapping[str, Adapter],
-    scored: Scored,
-    clock: Clock,
-) -> Iterator[list[Row]]:
-    """Every model as float and through every quantizer; one tuning serves them all.
-
-    A model is merged when its turn comes, so that only one beside the original is in memory.
-    """
-    references = stages.originals(work)
-    yield from _measure(work, parts, "original", work.model, scored, references, clock)
-    for which, adapter in adapters.items():
-        merged = merge(work.model, adapter)
-        yield from _measure(work, parts, which, merged, None, references, clock)
-        del merged
-
-
-def _measure(
-    work: Workspace,
-    parts: Plan,
-    which: str,
-    model: LanguageModel,
-    scored: Scored | None,
-    references: Mapping[str, Original],
-    clock: Clock,
-) -> Iterator[list[Row]]:
-    with clock.timing("evaluate"):
-        rows = stages.measure(work, references, which, model)
-    yield rows
-    with clock.timing("quantize"):
-        known = _sensitivities(work, parts, model, which, scored)
-    for quantizer in parts.quantizers:
-        name = label(quantizer.name, quantizer.bits, quantizer.group_size_or_zero)
-        with clock.timing("quantize"):
-            keep_as = name if which == "tuned" else None
-            quantized = stages.quantize(work, model, quantizer, known, keep_as)
-        with clock.timing("evaluate"):
-            rows = stages.measure(work, references, which, model, quantized)
-        del quantized
-        yield rows
-
-
-def _sensitivities(
-    work: Workspace, parts: Plan, model: LanguageModel, which: str, scored: Scored | None
-) -> Mapping[str, Tensor] | None:
-    """A quantizer is given the sensitivities of the very model that it quantizes."""
-    if not any(quantizer.needs_sensitivity for quantizer in parts.quantizers):
-        return None
-    if scored is not None and scored.sensitivities is not None:
-        return scored.sensitivities
-    return dict(stages.sensitivities(work, model, f"score {which}"))
 
 
 def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progress) -> Workspace:
@@ -186,8 +136,7 @@ def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progr
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
     )
-    for quantizer in parts.quantizers:
-        quantizer.check(model)
+    able, unable = comparison.available(parts.quantizers, model, progress)
     parts.tuning.adapter_layers(model)
     outliers.check_selects(settings.gamma, model.layers.values(), settings.scope)
     model_checks.check_context(model, settings.context)
@@ -210,6 +159,8 @@ def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progr
         score_batch=settings.score_batch,
         seed=settings.seed,
         progress=progress,
+        quantizers=able,
+        unavailable=unable,
     )
     kept.write_text(folder.CONFIG, config.dumps(in_full(settings, parts), environment(work)))
     return work
@@ -219,46 +170,6 @@ def _tokens(model: LanguageModel, source: str, split: str, context: int) -> Tens
     cut = data.windows(model.tokenizer, data.load_text(source, split), context, source)
     data.check_vocabulary(cut, model.vocabulary, source)
     return cut
-
-
-class Clock:
-    """Wall-clock seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timing(self, stage: str) -> Iterator[None]:
-        """Add the time spent in this scope to ``stage``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-def environment(work: Workspace) -> dict[str, Any]:
-    """Versions, machine and fingerprints: what a number depends on beside the configuration."""
-    found: dict[str, Any] = {
-        name: metadata.version(name) for name in ("npft", "torch", "transformers", "peft")
-    }
-    found["python"] = platform.python_version()
-    found["device"] = str(work.model.device)
-    # Linux counts kilobytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    found["peak_memory_gb"] = round(peak / 1e9, 2)
-    if work.model.device.type == "cuda":
-        found["device_name"] = torch.cuda.get_device_name(work.model.device)
-        found["peak_device_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    found["calibration_fingerprint"] = _fingerprint(work.calibration)
-    weights = torch.stack([layer.weight.double().sum() for layer in work.model.layers.values()])
-    found["model_fingerprint"] = _fingerprint(weights.cpu())
-    return found
-
-
-def _fingerprint(values: Tensor) -> str:
-    return blake2b(values.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def write_results(kept: RunFolder, report: Report) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,11 @@ from npft.tuning import Tuning
 
 @dataclass(frozen=True)
 class Workspace:
-    """Everything that stages share: where, on what model and text, and how to show progress."""
+    """Everything that stages share: where, on what model and text, and how to show progress.
+
+    ``quantizers`` are those that can do the model; ``unavailable`` says of the others, by label,
+    why they cannot.
+    """
 
     folder: RunFolder
     model: LanguageModel
@@ -39,6 +43,8 @@ class Workspace:
     score_batch: int
     seed: int
     progress: Progress
+    quantizers: Sequence[Quantizer] = ()
+    unavailable: Mapping[str, str] = field(default_factory=dict)
     tasks: Tasks | None = None
 
     def batches(self) -> Iterator[Tensor]:
@@ -131,7 +137,7 @@ def _save_outliers(scored: Scored, file: Path) -> None:
 def tune(
     work: Workspace, scored: Scored, sampler: Sampler, objective: Objective, settings: Tuning
 ) -> Adapter:
-    """Tune under noise; keeps ``adapter/``, ``merged/`` and ``losses.json``."""
+    """Tune under noise; keeps ``adapter/`` and ``losses.json``."""
 
     def rescore(adapted: LanguageModel) -> Mapping[str, Outliers]:
         scores = sensitivities(work, adapted, "score again")
@@ -150,9 +156,16 @@ def tune(
         progress=work.progress,
     )
     _keep_adapter(work, adapter, "adapter", "losses.json")
-    with work.folder.writing("merged") as draft:
-        models.save(adapters.merge(work.model, adapter), draft)
     return adapter
+
+
+def merge(work: Workspace, which: str, adapter: Adapter) -> LanguageModel:
+    """The model with an adapter merged into it; keeps the tuned one as ``merged/``."""
+    merged = adapters.merge(work.model, adapter)
+    if which == "tuned":
+        with work.folder.writing("merged") as draft:
+            models.save(merged, draft)
+    return merged
 
 
 def control(work: Workspace, objective: Objective, settings: Tuning) -> Adapter:
@@ -178,6 +191,21 @@ def _keep_adapter(work: Workspace, adapter: Adapter, name: str, losses: str) -> 
     work.folder.write_json(losses, [asdict(loss) for loss in adapter.losses])
 
 
+def sensitivities_to_quantize(
+    work: Workspace,
+    model: LanguageModel,
+    which: str,
+    known: Mapping[str, Tensor] | None = None,
+) -> Mapping[str, Tensor] | None:
+    """The sensitivities of the very model to be quantized, if a quantizer asks for them.
+
+    ``known`` are those of the model, where they are kept already.
+    """
+    if not any(quantizer.needs_sensitivity for quantizer in work.quantizers):
+        return None
+    return dict(sensitivities(work, model, f"score {which}")) if known is None else known
+
+
 def quantize(
     work: Workspace,
     model: LanguageModel,
@@ -196,6 +224,11 @@ def quantize(
         with work.folder.writing(f"quantized/{keep_as}") as draft:
             quantized.save(draft)
     return quantized
+
+
+def notes(which: str, quantized: QuantizedModel) -> list[str]:
+    """What went otherwise than asked when a model was quantized, with its name and setting."""
+    return [f"{which} {quantized.label}: {note}" for note in quantized.notes]
 
 
 def originals(work: Workspace) -> dict[str, Original]:
@@ -220,6 +253,7 @@ def measure(
         "bits": quantized.bits if quantized else _float_bits(model),
         "group_size": quantized.group_size if quantized else 0,
         "avg_bits": quantized.average_bits if quantized else float(_float_bits(model)),
+        "variant": quantized.variant if quantized else "",
     }
     runnable = quantized.model if quantized else model
     setting = quantized.label if quantized else "float"

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from npft import adapters, folder, pipeline, stages
-from npft.artifacts import LanguageModel, Report, Row, label
+from npft import adapters, checkpoints, comparison, folder, pipeline, stages
+from npft.artifacts import LanguageModel, Report, Row
 from npft.config import RunConfig
-from npft.errors import NpftError
+from npft.errors import NpftError, Unavailable
 from npft.evaluation import harness
 from npft.folder import RunFolder
 from npft.pipeline import Plan
 from npft.plugins import Catalog
 from npft.progress import Progress
-from npft.quantizers import checkpoint
+from npft.provenance import environment
 from npft.stages import Workspace
 
 QUANTIZED = "quantized"
@@ -37,7 +37,8 @@ def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
         scored = stages.load_scored(work)
         if settings.control:
             stages.control(work, parts.objective, parts.tuning)
-        stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
+        adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
+        stages.merge(work, "tuned", adapter)
 
 
 def quantize(
@@ -47,18 +48,24 @@ def quantize(
 
     The tuned model's go to ``quantized/SETTING``, the others' to ``quantized/MODEL/SETTING``.
     """
-    with _opened(settings, catalog, progress) as (parts, work):
+    with _opened(settings, catalog, progress) as (_, work):
         written = []
+        unavailable = dict(work.unavailable)
         for name in which:
             model = _model(work, name)
-            known = None
-            if any(quantizer.needs_sensitivity for quantizer in parts.quantizers):
-                known = dict(stages.sensitivities(work, model, f"score {name}"))
-            for quantizer in parts.quantizers:
-                setting = label(quantizer.name, quantizer.bits, quantizer.group_size_or_zero)
-                keep_as = setting if name == "tuned" else f"{name}/{setting}"
-                stages.quantize(work, model, quantizer, known, keep_as)
+            known = stages.sensitivities_to_quantize(work, model, name)
+            for quantizer in work.quantizers:
+                keep_as = quantizer.label if name == "tuned" else f"{name}/{quantizer.label}"
+                try:
+                    quantized = stages.quantize(work, model, quantizer, known, keep_as)
+                except Unavailable as reason:
+                    unavailable[quantizer.label] = str(reason)
+                    progress.note(f"{quantizer.label} is not available: {reason}")
+                    continue
+                for note in stages.notes(name, quantized):
+                    progress.note(note)
                 written.append(work.folder / QUANTIZED / keep_as)
+        comparison.require_some(written, unavailable)
         return written
 
 
@@ -68,18 +75,21 @@ def evaluate(settings: RunConfig, catalog: Catalog, progress: Progress) -> Repor
     with _opened(settings, catalog, progress) as (_, work):
         work = replace(work, tasks=tasks)
         references = stages.originals(work)
-        rows = []
+        rows, notes = [], []
         for name in ("original", "control", "tuned"):
             if not _present(work.folder, name):
                 continue
             model = _model(work, name)
             rows += stages.measure(work, references, name, model)
             for path in _checkpoints(work.folder, name):
-                quantized = checkpoint.load(path, device=settings.device, dtype=settings.dtype)
+                quantized = checkpoints.load(path, device=settings.device, dtype=settings.dtype)
                 rows += stages.measure(work, references, name, model, quantized)
+                notes += stages.notes(name, quantized)
         report = Report(
             pipeline.merge_rows(_rows_so_far(work.folder), rows),
-            environment=pipeline.environment(work),
+            environment=environment(work),
+            unavailable=dict(work.unavailable),
+            notes=notes,
         )
         pipeline.write_results(work.folder, report)
         return report
@@ -112,7 +122,7 @@ def _checkpoints(kept: RunFolder, name: str) -> list[Path]:
     place = kept / QUANTIZED if name == "tuned" else kept / QUANTIZED / name
     if not place.is_dir():
         return []
-    return sorted(path for path in place.iterdir() if (path / checkpoint.MANIFEST).is_file())
+    return sorted(path for path in place.iterdir() if (path / checkpoints.MANIFEST).is_file())
 
 
 def _rows_so_far(kept: RunFolder) -> list[Row]:

@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import CONFIGS, tiny_model, tiny_tokens
 
+from npft import checkpoints
 from npft.contracts import Quantizer
 from npft.errors import NpftError
-from npft.quantizers import KMeans, checkpoint
+from npft.quantizers import KMeans
 from npft.quantizers.rtn import RTN
 
 QUANTIZERS = [RTN(bits=4), RTN(bits=3, group_size=16), KMeans(bits=3), KMeans(bits=2)]
@@ -30,14 +31,14 @@ def _logits(model) -> torch.Tensor:
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_checkpoint_of_every_architecture_gives_the_same_logits(architecture, tmp_path) -> None:
     quantized = _saved(RTN(bits=4), tmp_path / "q", architecture)
-    loaded = checkpoint.load(tmp_path / "q", device="cpu")
+    loaded = checkpoints.load(tmp_path / "q", device="cpu")
     assert torch.equal(_logits(loaded.model), _logits(quantized.model))
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.name}-{q.bits}")
 def test_round_trip_keeps_codes_tables_and_bits(quantizer, tmp_path) -> None:
     quantized = _saved(quantizer, tmp_path / "q")
-    loaded = checkpoint.load(tmp_path / "q", device="cpu")
+    loaded = checkpoints.load(tmp_path / "q", device="cpu")
     assert loaded.label == quantized.label
     assert loaded.average_bits == quantized.average_bits
     for name, weight in quantized.weights.items():
@@ -49,7 +50,7 @@ def test_round_trip_keeps_codes_tables_and_bits(quantizer, tmp_path) -> None:
 
 def test_codes_on_disk_take_their_bits(tmp_path) -> None:
     quantized = _saved(RTN(bits=3), tmp_path / "q")
-    stored = load_file(tmp_path / "q" / checkpoint.WEIGHTS)
+    stored = load_file(tmp_path / "q" / checkpoints.WEIGHTS)
     for name, weight in quantized.weights.items():
         out_features, in_features = weight.shape
         assert stored[f"{name}.codes"].numel() == out_features * -(-in_features * 3 // 8)
@@ -57,7 +58,7 @@ def test_codes_on_disk_take_their_bits(tmp_path) -> None:
 
 
 def _break(folder: Path, what: str) -> None:
-    file = folder / checkpoint.WEIGHTS
+    file = folder / checkpoints.WEIGHTS
     tensors = load_file(file)
     name = "model.layers.0.mlp.up_proj"
     if what == "codebook":
@@ -73,9 +74,9 @@ def _break(folder: Path, what: str) -> None:
     if what == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     if what == "layout":
-        manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+        manifest = json.loads((folder / checkpoints.MANIFEST).read_text())
         manifest["layers"][name]["layout"] = "spiral"
-        (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+        (folder / checkpoints.MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("what", ["codebook", "codes", "rows", "missing", "truncated", "layout"])
@@ -83,5 +84,5 @@ def test_broken_checkpoints_are_refused_in_one_line(what, tmp_path) -> None:
     _saved(KMeans(bits=3), tmp_path / "q")
     _break(tmp_path / "q", what)
     with pytest.raises(NpftError) as caught:
-        checkpoint.load(tmp_path / "q", device="cpu")
+        checkpoints.load(tmp_path / "q", device="cpu")
     assert "\n" not in str(caught.value)

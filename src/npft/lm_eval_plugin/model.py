@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from lm_eval.api.registry import register_model
 
-from npft import adapters, config, models
+from npft import adapters, checkpoints, config, models
 from npft.artifacts import LanguageModel
 from npft.config import RunConfig
 from npft.errors import NpftError
 from npft.evaluation.harness_model import HarnessModel
 from npft.folder import CONFIG
-from npft.quantizers import checkpoint
 
 MODELS = ("original", "control", "tuned")
 
@@ -54,8 +53,8 @@ def open_model(
     path: Path, quant: str | None, which: str, device: str, dtype: str | None
 ) -> LanguageModel:
     """A model by its place in a run folder; see :class:`RunModel`."""
-    if (path / checkpoint.MANIFEST).is_file():
-        return checkpoint.load(path, device=device, dtype=dtype or "float32").model
+    if (path / checkpoints.MANIFEST).is_file():
+        return checkpoints.load(path, device=device, dtype=dtype or "float32").model
     if which not in MODELS:
         raise NpftError(f"model={which!r} is unknown: use {', '.join(MODELS)}")
     if not (path / CONFIG).is_file():
@@ -65,7 +64,7 @@ def open_model(
         settings = settings.model_copy(update={"dtype": dtype})
     if quant is not None:
         place = _checkpoint(path, quant, which)
-        return checkpoint.load(place, device=device, dtype=settings.dtype).model
+        return checkpoints.load(place, device=device, dtype=settings.dtype).model
     if which == "original":
         return _load(settings.model, settings)
     if which == "tuned":
@@ -76,9 +75,9 @@ def open_model(
 
 def _checkpoint(path: Path, quant: str, which: str) -> Path:
     place = path / "quantized" if which == "tuned" else path / "quantized" / which
-    if (place / quant / checkpoint.MANIFEST).is_file():
+    if (place / quant / checkpoints.MANIFEST).is_file():
         return place / quant
-    there = sorted(found.parent.name for found in place.glob(f"*/{checkpoint.MANIFEST}"))
+    there = sorted(found.parent.name for found in place.glob(f"*/{checkpoints.MANIFEST}"))
     raise NpftError(
         f"{str(path)!r} has no checkpoint {quant!r} of the {which} model: it has "
         f"{', '.join(there) or 'none'}; make one with npft quantize {path} --of {which}"

@@ -14,13 +14,20 @@ MODELS = ("original", "control", "tuned")
 
 
 def render(report: Report) -> RenderableType:
-    """One table per text, and the verdict."""
+    """One table per text, what is not available and what went otherwise, and the verdict."""
     texts = list(dict.fromkeys(row.dataset for row in report.rows if row.metric == "perplexity"))
-    parts: list[RenderableType] = [_table(report.rows, text) for text in texts]
+    parts: list[RenderableType] = [_table(report, text) for text in texts]
     answered = [row for row in report.rows if row.questions]
     if answered:
         parts.append(tasks.table(answered, MODELS))
+    parts += [Text(line) for line in remarks(report)]
     return Group(*parts, Text(verdict(report.rows)))
+
+
+def remarks(report: Report) -> list[str]:
+    """What is not available and what went otherwise than asked, a sentence each."""
+    missing = [f"{name}: not available: {why}" for name, why in report.unavailable.items()]
+    return missing + report.notes
 
 
 def verdict(rows: list[Row]) -> str:
@@ -40,8 +47,8 @@ def verdict(rows: list[Row]) -> str:
     )
 
 
-def _table(rows: list[Row], text: str) -> Table:
-    here = [row for row in rows if row.dataset == text]
+def _table(report: Report, text: str) -> Table:
+    here = [row for row in report.rows if row.dataset == text]
     tokens, context = here[0].tokens, here[0].context
     present = [model for model in MODELS if any(row.model == model for row in here)]
     kl, perplexity = _cells(here, "kl"), _cells(here, "perplexity")
@@ -64,6 +71,8 @@ def _table(rows: list[Row], text: str) -> Table:
             style = "[bold]{}[/bold]" if best else "{}"
             line += [_number(perplexity[key].get(model)), style.format(_kl(values.get(model)))]
         table.add_row(*line, _change(values))
+    for name in report.unavailable:
+        table.add_row(name, "", "n/a")
     return table
 
 

@@ -39,7 +39,7 @@ def setting(row: Row) -> str:
     """``float``, or the label of the quantizer's setting."""
     if row.quantizer == "none":
         return "float"
-    return label(row.quantizer, row.bits, row.group_size)
+    return label(row.quantizer, row.bits, row.group_size, row.variant)
 
 
 def _value(row: Row | None) -> str:

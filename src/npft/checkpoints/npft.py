@@ -29,6 +29,7 @@ from npft.artifacts import (
     LanguageModel,
     PackedWeight,
     QuantizedModel,
+    SparsePart,
     UniformWeight,
 )
 from npft.errors import NpftError
@@ -51,6 +52,8 @@ def save(quantized: QuantizedModel, folder: Path) -> None:
         "quantizer": quantized.quantizer,
         "bits": quantized.bits,
         "group_size": quantized.group_size,
+        "variant": quantized.variant,
+        "notes": list(quantized.notes),
         "layers": {},
     }
     for name, weight in quantized.weights.items():
@@ -88,7 +91,13 @@ def load(folder: Path, *, device: str = "auto", dtype: str = "float32") -> Quant
         ) from error
     network.to(models.pick_device(device))
     return QuantizedModel(
-        model, weights, manifest["quantizer"], manifest["bits"], manifest["group_size"]
+        model,
+        weights,
+        manifest["quantizer"],
+        manifest["bits"],
+        manifest["group_size"],
+        notes=tuple(manifest.get("notes", ())),
+        variant=manifest.get("variant", ""),
     )
 
 
@@ -137,15 +146,23 @@ def _unpack_layer(
     name: str, entry: dict[str, Any], manifest: dict[str, Any], tensors: dict[str, Tensor]
 ) -> PackedWeight:
     bits = int(manifest["bits"])
+    sparse = _sparse(name, tensors)
     codes = unpack(tensors[f"{name}.codes"], bits, int(entry["in_features"]))
     if entry["layout"] == CodebookWeight.layout:
         codebook = tensors[f"{name}.codebook"]
         if codebook.shape != (codes.shape[0], 2**bits):
             raise NpftError(f"layer {name} has a codebook of shape {tuple(codebook.shape)}")
-        return CodebookWeight(codes, codebook, bits)
+        return CodebookWeight(codes, codebook, bits, sparse)
     if entry["layout"] == UniformWeight.layout:
         group = int(manifest["group_size"])
-        return UniformWeight(
-            codes, tensors[f"{name}.scale"], tensors[f"{name}.zero"].to(torch.uint8), bits, group
-        )
+        scale, zero = tensors[f"{name}.scale"], tensors[f"{name}.zero"].to(torch.uint8)
+        g_idx = tensors.get(f"{name}.g_idx")
+        return UniformWeight(codes, scale, zero, bits, group, g_idx, sparse)
     raise NpftError(f"layer {name} has the unknown layout {entry['layout']!r}")
+
+
+def _sparse(name: str, tensors: dict[str, Tensor]) -> SparsePart | None:
+    if f"{name}.sparse_values" not in tensors:
+        return None
+    parts = ("row_offsets", "columns", "values")
+    return SparsePart(*(tensors[f"{name}.sparse_{part}"] for part in parts))

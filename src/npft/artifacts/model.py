@@ -1,0 +1,102 @@
+"""A language model, its linear layers, and the positions selected in them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One linear layer inside a decoder block.
+
+    ``transposed`` marks GPT-2's Conv1D, which stores its weight as ``(in, out)``.
+    """
+
+    name: str
+    module: nn.Module
+    kind: Literal["attention", "mlp"]
+    transposed: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as ``(out, in)``: a view, so writing to it changes the model."""
+        weight: Tensor = self.module.weight.detach()  # type: ignore[union-attr,operator,assignment]
+        return weight.T if self.transposed else weight
+
+    @property
+    def in_features(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        return int(self.weight.shape[0])
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model, its tokenizer, and its linear layers by name, in order."""
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    layers: Mapping[str, LinearLayer]
+    source: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embedding: token ids must be below this."""
+        return int(self.network.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr,index]
+
+    def copy(self) -> LanguageModel:
+        """An independent copy: changing its weights leaves this one as it is."""
+        from npft.models import wrap
+
+        return wrap(copy.deepcopy(self.network), self.tokenizer, self.source)
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Selected positions of one matrix ``shape = (out, in)``.
+
+    ``positions`` are sorted, flat, row-major ``(k,)`` int64 indices; ``None`` stands for every
+    position, so that gamma = 1 costs no index.
+    """
+
+    shape: tuple[int, int]
+    positions: Tensor | None
+
+    def __len__(self) -> int:
+        if self.positions is None:
+            return self.shape[0] * self.shape[1]
+        return self.positions.numel()
+
+    def indices(self, device: torch.device | str | None = None) -> Tensor:
+        """The positions as a tensor ``(k,)``, made on the spot where they are all of them."""
+        if self.positions is None:
+            return torch.arange(len(self), device=device)
+        return self.positions.to(device) if device is not None else self.positions
+
+    def take(self, weight: Tensor) -> Tensor:
+        """A copy ``(k,)`` of the weights at the positions."""
+        if self.positions is None:
+            return weight.reshape(-1).clone()
+        return torch.take(weight, self.positions)
+
+    def put_(self, weight: Tensor, values: Tensor) -> None:
+        """Write ``values (k,)`` at the positions of ``weight``, in place."""
+        if self.positions is None:
+            weight.copy_(values.view(self.shape))
+        else:
+            weight.put_(self.positions, values)
