@@ -1,1 +1,1 @@
-"""Bit-packed formats of quantized weights."""
+"""Packed weights: their layouts, kernels and layers, and models that run on them."""

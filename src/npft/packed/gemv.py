@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,10 +42,27 @@ class Shape:
     blocks: int = 1
 
 
+def fits(weight: PackedTensors, x: Tensor) -> bool:
+    """Whether the kernel can multiply, and is faster than dequantizing: few vectors, on a GPU."""
+    group = weight.group_size
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and 0 < len(x) <= MOST_VECTORS
+        and (group % UNIT == 0 or group in (32, 64))
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
+
+
 def shape_for(weight: PackedTensors) -> Shape:
     """Enough warps to keep memory busy: 16 where there is one block per multiprocessor, else 8."""
-    many = weight.blocks >= 2 * 132
-    return Shape(8 if many else 16, 1)
+    many = weight.blocks >= 2 * _multiprocessors(weight.tiles.device.index or 0)
+    return Shape(8, 1, 3) if many else Shape(16, 1, 1)
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def vectors(batch: int) -> int:
@@ -55,20 +73,22 @@ def vectors(batch: int) -> int:
 def options(weight: PackedTensors, batch: int, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
     """The macros of the kernel for this weight, batch and dtype of x."""
     chosen = [
-        f"-DBITS={weight.bits}",
+        *_format_options(weight, dtype),
         f"-DBATCH={vectors(batch)}",
         f"-DWARPS={shape.warps}",
         f"-DDEPTH={shape.depth}",
         f"-DBLOCKS={shape.blocks}",
-        "-DCODEBOOK" if weight.zero is None else "-DUNIFORM",
     ]
-    if dtype == torch.bfloat16:
-        chosen.append("-DBF16")
     if weight.group_size:
         chosen.append(f"-DGROUP={min(weight.group_size, UNIT)}")
     if weight.row_offsets is not None:
         chosen.append("-DSPARSE")
     return tuple(chosen)
+
+
+def _format_options(weight: PackedTensors, dtype: torch.dtype) -> list[str]:
+    kind = "-DCODEBOOK" if weight.zero is None else "-DUNIFORM"
+    return [f"-DBITS={weight.bits}", kind, *(["-DBF16"] if dtype == torch.bfloat16 else [])]
 
 
 def phase(weight: PackedTensors, batch: int, shape: Shape) -> int:
@@ -150,3 +170,26 @@ def multiply(
         shared_bytes(weight, len(x), shape),
         overlap=overlap,
     )
+
+
+class _Dequantize(ctypes.Structure):
+    """``struct Arguments`` of dequantize.cu."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "table", "zero", "whole")),
+        *((name, ctypes.c_int) for name in ("rows", "columns", "units", "group_size")),
+    )
+
+
+def dequantize(weight: PackedTensors, dtype: torch.dtype) -> Tensor:
+    """The dense part ``(rows, columns)`` on its GPU, in fp16 or bf16."""
+    device = weight.tiles.device
+    whole = torch.empty(weight.rows, weight.columns, dtype=dtype, device=device)
+    compiled = nvrtc.kernel(
+        "dequantize.cu", "dequantize", tuple(_format_options(weight, dtype)), device.index or 0
+    )
+    zero = None if weight.zero is None else weight.zero.data_ptr()
+    pointers = (weight.tiles.data_ptr(), weight.table.data_ptr(), zero, whole.data_ptr())
+    sizes = (weight.rows, weight.columns, weight.units, weight.group_size)
+    compiled.launch(_Dequantize(*pointers, *sizes), (weight.blocks, -(-weight.units // 8)), 256)
+    return whole

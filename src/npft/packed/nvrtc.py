@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -120,10 +121,9 @@ def kernel(file: str, name: str, options: tuple[str, ...], device: int) -> Kerne
 
 
 def source(file: str) -> str:
-    """The text that is compiled for ``cuda/FILE``: the primitives, then the file."""
-    return "\n".join(
-        (SOURCES / part).read_text(encoding="utf-8") for part in ("primitives.cuh", file)
-    )
+    """The text that is compiled for ``cuda/FILE``: the common headers, then the file."""
+    parts = ("primitives.cuh", "codes.cuh", file)
+    return "\n".join((SOURCES / part).read_text(encoding="utf-8") for part in parts)
 
 
 def compile_source(text: str, options: Sequence[str], architecture: str) -> bytes:
@@ -146,7 +146,7 @@ def compile_source(text: str, options: Sequence[str], architecture: str) -> byte
     return image
 
 
-def _output(program: ctypes.c_void_p, size_of: ctypes._NamedFuncPointer, get: ctypes._NamedFuncPointer) -> bytes:
+def _output(program: ctypes.c_void_p, size_of: Any, get: Any) -> bytes:
     size = ctypes.c_size_t()
     size_of(program, ctypes.byref(size))
     buffer = ctypes.create_string_buffer(size.value)

@@ -16,11 +16,6 @@
 // fp16 weights times bf16 x: a warp scales its slice of x by a power of two so that the largest
 // lies in [2^14, 2^15), where fp16 holds every bf16 exactly down to 2^-29 of the largest.
 
-#define ROWS 32
-#define UNIT 128
-#define WORDS (4 * BITS)
-#define TILE_BYTES (BITS * 512)
-#define LEVELS (1 << BITS)
 #define QUADS ((BATCH + 3) / 4)
 #define SLOTS (BATCH == 1 ? 2 : BATCH)  // sums per row and warp
 
@@ -45,23 +40,6 @@ struct Arguments {
   int units_per_group;
   int aligned;                    // whether any four columns of x are 8 bytes at one address
 };
-
-// Pair `p` of a chunk of 32 codes in BITS words: the index into the table.
-DEVICE unsigned table_index(const unsigned* w, int p) {
-  const int width = 2 * BITS, whole = 32 / width;
-  if (BITS == 4) return byte_of(w[p / 4], p % 4);
-  if (p < whole * BITS) return (w[p / whole] >> (width * (p % whole))) & ((1u << width) - 1);
-  // Three words of 3-bit codes have 2 bits left over each: together one more pair.
-  return (w[0] >> 30) | ((w[1] >> 28) & 0xcu) | ((w[2 % BITS] >> 26) & 0x30u);
-}
-
-// Codes 2p and 2p + 1 of a chunk in the lower and upper half of a word.
-DEVICE unsigned code_pair(const unsigned* w, int p) {
-  const int whole = 16 / BITS;
-  const unsigned mask = (LEVELS - 1) * 0x10001u;
-  if (p < whole * BITS) return (w[p / whole] >> (BITS * (p % whole))) & mask;
-  return ((w[0] >> 15) & 0x10001u) | ((w[1] >> 14) & 0x20002u) | ((w[2 % BITS] >> 13) & 0x40004u);
-}
 
 DEVICE void load_words(unsigned* words, const uint4* tile, int i, int lane) {
   const uint4 v = stream(tile + 32 * i + lane);
