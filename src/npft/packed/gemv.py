@@ -44,20 +44,29 @@ class Shape:
 
 def fits(weight: PackedTensors, x: Tensor) -> bool:
     """Whether the kernel can multiply, and is faster than dequantizing: few vectors, on a GPU."""
-    group = weight.group_size
     return (
         x.is_cuda
         and x.dtype in (torch.float16, torch.bfloat16)
         and 0 < len(x) <= MOST_VECTORS
-        and (group % UNIT == 0 or group in (32, 64))
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        and supported(weight)
     )
+
+
+def supported(weight: PackedTensors) -> bool:
+    """Whether the kernel knows the weight's groups, and its GPU has the instructions."""
+    group = weight.group_size
+    return (group % UNIT == 0 or group in (32, 64)) and _capability(weight.tiles.device) >= (8, 0)
 
 
 def shape_for(weight: PackedTensors) -> Shape:
     """Enough warps to keep memory busy: 16 where there is one block per multiprocessor, else 8."""
     many = weight.blocks >= 2 * _multiprocessors(weight.tiles.device.index or 0)
     return Shape(8, 1, 3) if many else Shape(16, 1, 1)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @cache

@@ -100,7 +100,7 @@ class SharedInput(PackedLinear):
         sizes = [-(-part.out_features // ROWS) * ROWS for part in parts]
         super().__init__(whole, _joined_bias(parts, sizes))
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self._slices = [
+        self.slices = [
             slice(start, start + part.out_features)
             for start, part in zip(starts, parts, strict=True)
         ]
@@ -112,9 +112,9 @@ class SharedInput(PackedLinear):
         if self._x is not x or self._version != version or index not in self._waiting:
             self._y = self.forward(x)
             self._x, self._version = x, version
-            self._waiting = set(range(len(self._slices)))
+            self._waiting = set(range(len(self.slices)))
         assert self._y is not None
-        y = self._y[..., self._slices[index]]
+        y = self._y[..., self.slices[index]]
         self._waiting.discard(index)
         if not self._waiting:
             self._forget()

@@ -1,4 +1,5 @@
 // The layout of packed codes: see layout.py.
+#ifdef BITS
 
 #define ROWS 32
 #define UNIT 128
@@ -21,3 +22,5 @@ DEVICE unsigned code_pair(const unsigned* w, int p) {
   if (p < whole * BITS) return (w[p / whole] >> (BITS * (p % whole))) & mask;
   return ((w[0] >> 15) & 0x10001u) | ((w[1] >> 14) & 0x20002u) | ((w[2 % BITS] >> 13) & 0x40004u);
 }
+
+#endif  // BITS

@@ -68,6 +68,8 @@ DEVICE void load_shared_4(uint4& v, unsigned at, bool wanted) {
 
 DEVICE unsigned byte_of(unsigned v, int i) { return __byte_perm(v, 0, 0x4440 + i); }
 
+DEVICE float exponential(float f) { return __expf(f); }
+
 DEVICE unsigned bits_of(float f) { return __float_as_uint(f); }
 DEVICE float float_of(unsigned v) { return __uint_as_float(v); }
 

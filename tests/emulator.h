@@ -100,6 +100,8 @@ static unsigned subtract_halves(unsigned a, unsigned b) {
   return floats_to_halves(half_to_float(a) - half_to_float(b),
                           half_to_float(a >> 16) - half_to_float(b >> 16));
 }
+static float exponential(float f) { return std::exp(f); }
+static float rsqrtf(float f) { return 1 / std::sqrt(f); }
 static unsigned bits_of(float f) { unsigned v; memcpy(&v, &f, 4); return v; }
 static float float_of(unsigned v) { float f; memcpy(&f, &v, 4); return f; }
 static unsigned shared_address(const void* at) { return (const unsigned char*)at - shared; }
@@ -119,9 +121,11 @@ static unsigned warp_max(unsigned v) {
   const auto all = gather(v);
   return *std::max_element(all.begin(), all.end());
 }
-static float warp_sum(float v) {
+template <int width>
+static float share_sum(float v) {
+  const auto all = gather(v);
   float sum = 0;
-  for (float one : gather(v)) sum += one;
+  for (int i = 0; i < width; i++) sum += all[threadIdx.x % 32 / width * width + i];
   return sum;
 }
 
@@ -146,13 +150,13 @@ static void multiply(float* d, unsigned a0, unsigned a1, unsigned a2, unsigned a
 
 // Run `kernel` on every thread of every block, one block after the other, over `used` bytes of
 // shared memory that hold NaNs at first; what it writes beyond them is an error.
-static int launch(int blocks, int size, int used, const std::function<void()>& kernel) {
-  gridDim = {blocks, 1, 1};
+static int launch(int width, int height, int size, int used, const std::function<void()>& kernel) {
+  gridDim = {width, height, 1};
   blockDim = {size, 1, 1};
   body = kernel;
   lanes.assign(size, 0);
-  for (int b = 0; b < blocks; b++) {
-    blockIdx = {b, 0, 0};
+  for (int b = 0; b < width * height; b++) {
+    blockIdx = {b % width, b / width, 0};
     memset(shared, 0xff, sizeof shared);
     warps.assign(size / 32, {});
     block = {};
