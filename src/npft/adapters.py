@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -161,7 +162,29 @@ def merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
 def _wrap(model: LanguageModel, config: LoraConfig) -> PeftModel:
     from peft import get_peft_model
 
-    return get_peft_model(model.network, config)
+    with _float_layers_only():
+        return get_peft_model(model.network, config)
+
+
+@contextmanager
+def _float_layers_only() -> Iterator[None]:
+    """A scope in which peft does not look for layers of GPTQModel, of which there are none here.
+
+    It looks by importing GPTQModel where that is installed, which prints, sets environment
+    variables and patches transformers; and it fails where optimum is not installed too.
+    """
+    from peft import import_utils
+
+    if "gptqmodel" in sys.modules:
+        yield
+        return
+    sys.modules["gptqmodel"] = None  # type: ignore[assignment]
+    import_utils.is_gptqmodel_available.cache_clear()
+    try:
+        yield
+    finally:
+        del sys.modules["gptqmodel"]
+        import_utils.is_gptqmodel_available.cache_clear()
 
 
 def _adapted(model: LanguageModel, names: set[str]) -> LanguageModel:

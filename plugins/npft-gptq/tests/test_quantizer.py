@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokens
 
-from npft import plugins
+from npft import adapters, plugins
 from npft.testing import check_quantizer
 from npft_gptq import GPTQ
 
@@ -27,6 +28,18 @@ def test_contract(quantizer: GPTQ) -> None:
 
 def test_it_is_found_by_name() -> None:
     assert plugins.discover().find("quantizer", "gptq").cls is GPTQ
+
+
+def test_tuning_leaves_the_library_alone() -> None:
+    """peft would import it, to look for its layers."""
+    model = tiny_model()
+    layers = list(model.layers)
+    with adapters.attached(model, layers, rank=2, alpha=2, dropout=0.0, seed=0) as (wrapped, _):
+        wrapped(input_ids=tiny_tokens()).logits.sum().backward()
+        adapter = adapters.extract(wrapped, [])
+    adapters.merge(model, adapter)
+    assert "gptqmodel" not in sys.modules
+    assert importlib.util.find_spec("gptqmodel") is not None
 
 
 def test_nothing_of_the_library_leaks(
