@@ -21,7 +21,7 @@ OWN = Path(__file__).with_name("own_quantize.py")
 def test_codes_are_those_of_its_own_quantize(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
     windows = list(tiny_tokens(8, 32, seed=1).split(1))
-    quantizer = AutoGPTQ(bits=3, group_size=16, desc_act=True, sym=False)
+    quantizer = AutoGPTQ(bits=4, group_size=16, desc_act=True, sym=False)
     ours = quantizer.quantize(model, windows)
     exchange.write(tmp_path, model, windows, quantizer.model_dump(exclude={"environment"}))
     python = environment.interpreter(environment.location())

@@ -61,7 +61,7 @@ def test_bits(bits: int) -> None:
 @pytest.mark.parametrize("desc_act", [True, False])
 def test_options(group_size: int, sym: bool, desc_act: bool) -> None:
     options = dict(group_size=group_size, sym=sym, desc_act=desc_act, damp_percent=0.05)
-    check(AutoGPTQ(bits=3, **options), tiny_model())
+    check(AutoGPTQ(bits=3, **options), tiny_model(num_key_value_heads=4))
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -71,7 +71,7 @@ def test_architectures(architecture: str) -> None:
 
 def test_more_inputs_than_one_block_of_the_solver() -> None:
     """AutoGPTQ solves 128 inputs at a time, and lets the later ones make up for them lazily."""
-    check(AutoGPTQ(bits=3), tiny_model(intermediate_size=288))
+    check(AutoGPTQ(bits=4), tiny_model(intermediate_size=288))
 
 
 def test_bfloat16() -> None:

@@ -18,6 +18,8 @@ from npft.progress import Progress, Silent
 from npft_autogptq import environment, exchange, process
 
 WIDTHS = (2, 3, 4, 8)
+_WORD = 32
+"""Bits of the words into which the GPTQ format packs codes."""
 
 
 class AutoGPTQ(Quantizer):
@@ -42,13 +44,18 @@ class AutoGPTQ(Quantizer):
         "the user's cache",
     )
 
+    @property
+    def checkpoint_format(self) -> str:
+        """The GPTQ v1 format."""
+        return "gptq"
+
     def check(self, model: LanguageModel) -> None:
-        """Refuse what AutoGPTQ or its environment cannot do.
+        """Refuse what AutoGPTQ, its environment or the GPTQ format cannot do.
 
         Raises:
-            Unavailable: a width that AutoGPTQ lacks, no environment, or a model that its
-                transformers does not know.
-            NpftError: the group size does not divide some layers' inputs.
+            Unavailable: a width that AutoGPTQ lacks; layers whose shape the group size does not
+                divide or the format cannot pack; no environment, or a model that its transformers
+                does not know.
         """
         self._python(model)
 
@@ -56,7 +63,17 @@ class AutoGPTQ(Quantizer):
         if self.bits not in WIDTHS:
             raise Unavailable(f"autogptq has no {self.bits} bits: choose 2, 3, 4 or 8")
         super().check(model)
+        self._check_packing(model)
         return environment.require(self.environment, model.network.config.model_type)
+
+    def _check_packing(self, model: LanguageModel) -> None:
+        for name, layer in model.layers.items():
+            for count, what in ((layer.in_features, "inputs"), (layer.out_features, "outputs")):
+                if count * self.bits % _WORD:
+                    raise Unavailable(
+                        f"autogptq cannot pack the {count} {what} of {name} at {self.bits} bits, "
+                        f"as they fill no whole number of {_WORD}-bit words: choose other bits"
+                    )
 
     def quantize(
         self,
@@ -79,7 +96,7 @@ class AutoGPTQ(Quantizer):
             exchange.write(folder, model, calibration, settings)
             with closing(process.messages(python, folder)) as said:
                 done = _layers_done(said, notes)
-                label = f"quantize {self.name}-{self.bits}"
+                label = f"quantize {self.label}"
                 for _ in (progress or Silent()).track(done, label, len(model.layers)):
                     pass
             runnable = model.copy()
@@ -93,7 +110,7 @@ class AutoGPTQ(Quantizer):
             self.name,
             self.bits,
             self.group_size,
-            format="gptq",
+            format=self.checkpoint_format,
             notes=tuple(notes),
         )
 
