@@ -28,6 +28,8 @@ LAYERS: tuple[set[str], ...] = (
     {"checkpoints"},
     BUILT_INS,
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing"},
+    {"generation"},
+    {"bench"},
     {"noise"},
     {"terms"},
     {"tuning"},

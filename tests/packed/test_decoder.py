@@ -1,4 +1,4 @@
-"""The decoder's steps against transformers: emulated on the CPU, and on a GPU where there is one."""
+"""The decoder's steps against transformers: emulated on the CPU, and on a GPU if there is one."""
 
 from __future__ import annotations
 

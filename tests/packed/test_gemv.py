@@ -1,4 +1,4 @@
-"""The GPU kernels of packed products: run on the CPU by emulation, and on a GPU where there is one."""
+"""The GPU kernels of packed products: emulated on the CPU, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -96,9 +96,11 @@ def test_dequantize(emulation: None, name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("batch", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize(
+    ("batch", "dtype"), [(1, torch.bfloat16), (4, torch.float16), (16, torch.bfloat16)]
+)
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_on_a_gpu(name: str, batch: int, dtype: torch.dtype) -> None:
-    for shape in (Shape(4, 1), Shape(8, 2), Shape(16, 1)):
-        check(WEIGHTS[name], batch, dtype, shape, "cuda")
+    check(WEIGHTS[name], batch, dtype, Shape(8, 2), "cuda")
+    dequantized = gemv.dequantize(from_weight(WEIGHTS[name]).map(lambda t: t.cuda()), dtype)
+    assert torch.equal(dequantized.cpu(), WEIGHTS[name].dequantize_dense().to(dtype))

@@ -79,9 +79,7 @@ def multiply(weight: RowTensors, x: Tensor, bias: Tensor | None = None) -> Tenso
     padded = torch.nn.functional.pad(x.float(), (0, columns - x.shape[1])).contiguous()
     y = torch.empty(len(x), len(weight.codes))
     parts = (weight.codes, weight.tables, weight.offsets, weight.columns, weight.values)
-    _kernel()(
-        *(part.numpy() for part in parts), weight.group_size // 2, padded.numpy(), y.numpy()
-    )
+    _kernel()(*(part.numpy() for part in parts), weight.group_size // 2, padded.numpy(), y.numpy())
     if bias is not None:
         y += bias.float()
     return y.to(x.dtype)
@@ -109,5 +107,3 @@ def _kernel() -> Any:
                 y[n, row] = whole
 
     return gemv
-
-

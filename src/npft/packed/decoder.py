@@ -272,9 +272,9 @@ def _plain(config: Any) -> bool:
 
 def _fused(layers: list[nn.Module]) -> Fused:
     if all(isinstance(layer, Part) for layer in layers):
-        whole = layers[0].shared
-        starts = tuple(part.start for part in whole.slices)  # type: ignore[union-attr]
-        return Fused(_product(whole), whole.out_features, starts)  # type: ignore[arg-type]
+        whole: Any = layers[0].shared
+        starts = tuple(part.start for part in whole.slices)
+        return Fused(_product(whole), whole.out_features, starts)
     products = [_product(layer) for layer in layers]
     sizes: list[Any] = [layer.out_features for layer in layers]
     starts = tuple(sum(sizes[:i]) for i in range(len(sizes)))

@@ -77,7 +77,7 @@ class PackedLinear(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move, but never cast what is packed: tables are float16 whatever the model's dtype."""
         packed = {name: self._buffers.pop(name) for name in self._shape_only.tensors()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = fn(torch.empty(0)).device
         for name, value in packed.items():
             self.register_buffer(name, None if value is None else value.to(device))
@@ -87,7 +87,9 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         kind = "codebook" if self._shape_only.zero is None else "uniform"
         sparse = "" if self._shape_only.entries is None else ", sparse part"
-        return f"{self.in_features}, {self.out_features}, {self._shape_only.bits} bits, {kind}{sparse}"
+        return (
+            f"{self.in_features}, {self.out_features}, {self._shape_only.bits} bits, {kind}{sparse}"
+        )
 
 
 class SharedInput(PackedLinear):
@@ -104,7 +106,10 @@ class SharedInput(PackedLinear):
             slice(start, start + part.out_features)
             for start, part in zip(starts, parts, strict=True)
         ]
-        self._forget()
+        self._x: Tensor | None = None
+        self._y: Tensor | None = None
+        self._version = 0
+        self._waiting: set[int] = set()
 
     def take(self, x: Tensor, index: int) -> Tensor:
         """The product of part ``index`` with ``x``."""
@@ -117,14 +122,8 @@ class SharedInput(PackedLinear):
         y = self._y[..., self.slices[index]]
         self._waiting.discard(index)
         if not self._waiting:
-            self._forget()
+            self._x = self._y = None
         return y
-
-    def _forget(self) -> None:
-        self._x: Tensor | None = None
-        self._y: Tensor | None = None
-        self._version = -1
-        self._waiting: set[int] = set()
 
 
 class Part(nn.Module):
@@ -157,7 +156,7 @@ def _joined_bias(parts: Sequence[PackedLinear], sizes: Sequence[int]) -> Tensor 
     if all(bias is None for bias in biases):
         return None
     known = next(bias for bias in biases if bias is not None)
-    joined = known.new_zeros(sum(sizes))
+    joined: Tensor = known.new_zeros(sum(sizes))
     start = 0
     for bias, size in zip(biases, sizes, strict=True):
         if bias is not None:

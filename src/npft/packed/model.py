@@ -44,18 +44,37 @@ class PackedModel:
         """
         if most < 1:
             raise NpftError(f"{most} tokens were asked for: ask for one at least")
-        inputs = self._tokenizer()(prompt, return_tensors="pt").to(self.device)
-        if inputs["input_ids"].shape[1] == 0:
-            raise NpftError("the prompt has no tokens: give some text")
+        ids = self.encode(prompt).to(self.device)[None]
         chosen = {"do_sample": False, "max_new_tokens": most, **options}
         with torch.inference_mode():
-            whole: Tensor = self.network.generate(**inputs, **chosen)  # type: ignore[operator,assignment]
-        return whole[0, inputs["input_ids"].shape[1] :]
+            whole: Tensor = self.network.generate(  # type: ignore[operator,assignment]
+                input_ids=ids, attention_mask=torch.ones_like(ids), **chosen
+            )
+        return whole[0, ids.shape[1] :]
 
     def generate(self, prompt: str, most: int = 128, **options: Any) -> str:
         """The text that follows ``prompt``; see :meth:`tokens`."""
-        new = self.tokens(prompt, most, **options)
-        return str(self._tokenizer().decode(new, skip_special_tokens=True))
+        return self.decode(self.tokens(prompt, most, **options))
+
+    def encode(self, prompt: str) -> Tensor:
+        """Token ids ``(n,)`` of a text.
+
+        Raises:
+            NpftError: the model has no tokenizer, or the text no tokens.
+        """
+        ids: Tensor = self._tokenizer()(prompt, return_tensors="pt")["input_ids"][0]
+        if len(ids) == 0:
+            raise NpftError("the prompt has no tokens: give some text")
+        return ids
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of token ids ``(n,)``."""
+        return str(self._tokenizer().decode(ids, skip_special_tokens=True))
+
+    def stops(self) -> frozenset[int]:
+        """Token ids that end a text."""
+        ends: Any = getattr(self.network.generation_config, "eos_token_id", None)
+        return frozenset([ends] if isinstance(ends, int) else ends or ())
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -89,7 +108,7 @@ def shared_inputs(model: LanguageModel) -> list[list[str]]:
     seen: list[tuple[str, Tensor]] = []
 
     def note(name: str) -> Any:
-        return lambda module, inputs: seen.append((name, inputs[0]))
+        return lambda _, inputs: seen.append((name, inputs[0]))
 
     with ExitStack() as hooks, torch.inference_mode():
         for name, layer in model.layers.items():

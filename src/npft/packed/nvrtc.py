@@ -59,9 +59,7 @@ class Kernel:
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         _check(_driver().cuModuleLoadData(ctypes.byref(self._module), image))
         _check(
-            _driver().cuModuleGetFunction(
-                ctypes.byref(self._function), self._module, name.encode()
-            )
+            _driver().cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode())
         )
         # Kernels that overlap must agree on how the L1 cache is divided.
         _check(_driver().cuFuncSetAttribute(self._function, _SHARED_CARVEOUT, 100))
@@ -89,9 +87,7 @@ class Kernel:
                 (griddepcontrol.wait) before it reads what others write.
         """
         if shared_bytes > self._shared_bytes:
-            _check(
-                _driver().cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED, shared_bytes)
-            )
+            _check(_driver().cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED, shared_bytes))
             self._shared_bytes = shared_bytes
         config = _Config(
             (*blocks, *(1,) * (3 - len(blocks))),
@@ -102,9 +98,7 @@ class Kernel:
             int(overlap),
         )
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        _check(
-            _driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None)
-        )
+        _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None))
 
 
 @cache

@@ -50,9 +50,7 @@ def rms_norm(
     """``residual += delta``, in place, and ``out = residual / rms(residual) * weight``."""
     width = residual.numel()
     added = None if delta is None else delta.data_ptr()
-    arguments = _Norm(
-        residual.data_ptr(), added, weight.data_ptr(), out.data_ptr(), width, epsilon
-    )
+    arguments = _Norm(residual.data_ptr(), added, weight.data_ptr(), out.data_ptr(), width, epsilon)
     kernel = _kernel("rms_norm", residual, f"-DWIDTH={width}")
     kernel.launch(arguments, (1,), 1024, 128, overlap=True)
 
