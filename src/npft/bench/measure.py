@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from npft.bench.rivals import Rival
-from npft.bench.shapes import Format, matrices, random_tensors
+from npft.bench.shapes import matrices
 from npft.bench.timing import Times, graph_replays
-from npft.packed.decoder import Decoder, Product, Shape, Weights, packed_product
-from npft.packed.tensors import PackedTensors
+from npft.packed.decoder import Decoder, Shape, Weights
 
 
 @dataclass(frozen=True)
@@ -55,65 +53,32 @@ class Line:
 
 
 def linear(
-    variant: str,
-    shape: Shape,
-    make: Callable[[int, int], Product],
-    size: Callable[[], float],
-    bandwidth: float,
-    dtype: torch.dtype,
-    repeats: int,
+    variant: str, weights: Weights, linear_bytes: float, bandwidth: float, replays: int
 ) -> Line:
-    """All linear layers of one token, each with weights of its own, in one graph.
+    """All linear layers of one token, one after the other, in one CUDA graph.
 
     Args:
         variant: its name in the table.
-        shape: of the model.
-        make: makes a product of ``(out, in)``.
-        size: the bytes that all products made so far must read.
+        weights: the network.
+        linear_bytes: what the linear layers must read.
         bandwidth: bytes per second.
-        dtype: of the activations.
-        repeats: replays.
+        replays: of the graph.
     """
-    sizes = list(matrices(shape).values())
-    products = [[make(*each) for each in sizes] for _ in range(shape.layers)]
-    x = [torch.randn(1, columns, device="cuda").to(dtype) for _, columns in sizes]
-    y = [torch.empty(1, rows, dtype=dtype, device="cuda") for rows, _ in sizes]
+    sizes = list(matrices(weights.shape).values())
+    like = weights.embedding
+    x = [torch.randn(1, columns, device=like.device).to(like.dtype) for _, columns in sizes]
+    y = [like.new_empty(1, rows) for rows, _ in sizes]
+    products = [
+        (block.qkv.product, block.o, block.gate_up.product, block.down) for block in weights.blocks
+    ]
 
     def work() -> None:
         for block in products:
             for product, given, out in zip(block, x, y, strict=True):
                 product(given, out)
 
-    times, read = graph_replays(work, repeats), size()
-    return Line("linear", variant, 1, times.median, *times.spread, read, read / bandwidth * 1e3)
-
-
-def linear_packed(
-    form: Format, shape: Shape, bandwidth: float, dtype: torch.dtype, repeats: int
-) -> Line:
-    """:func:`linear` of random packed weights."""
-    kept: list[PackedTensors] = []
-
-    def make(rows: int, columns: int) -> Product:
-        kept.append(random_tensors(form, rows, columns))
-        return packed_product(kept[-1])
-
-    def size() -> float:
-        return sum(weight.nbytes for weight in kept)
-
-    return linear(form.name, shape, make, size, bandwidth, dtype, repeats)
-
-
-def linear_rival(
-    rival: Rival, shape: Shape, bandwidth: float, dtype: torch.dtype, repeats: int
-) -> Line:
-    """:func:`linear` of a rival."""
-    weights = shape.layers * sum(rows * columns for rows, columns in matrices(shape).values())
-
-    def size() -> float:
-        return weights * rival.bytes_per_weight
-
-    return linear(rival.name, shape, rival.make, size, bandwidth, dtype, repeats)
+    times, floor = graph_replays(work, replays), linear_bytes / bandwidth * 1e3
+    return Line("linear", variant, 1, times.median, *times.spread, linear_bytes, floor)
 
 
 def decoding(
@@ -126,15 +91,17 @@ def decoding(
 ) -> Iterator[Line]:
     """Generation of so many tokens after one, at batch 1: a line for each of ``lengths``.
 
-    The shorter lengths are read off the longest, whose first tokens they are.
+    One run to the greatest length gives all, each as the time until so many tokens are there; the
+    least length is measured ``repeats`` times.
     """
     torch.cuda.reset_peak_memory_stats()
-    decoder = Decoder(weights, max(lengths) + 1)
+    ordered = sorted(lengths)
+    decoder = Decoder(weights, ordered[-1] + 1)
     decoder.run(8)
-    runs = [_timed(decoder, sorted(lengths)) for _ in range(repeats)]
+    runs = [_timed(decoder, ordered), *(_timed(decoder, ordered[:1]) for _ in range(repeats - 1))]
     peak = torch.cuda.max_memory_allocated() / 1e9
-    for index, length in enumerate(sorted(lengths)):
-        times = Times(tuple(run[index] / length for run in runs))
+    for index, length in enumerate(ordered):
+        times = Times(tuple(run[index] / length for run in runs if index < len(run)))
         read = linear_bytes + _rest(weights, length)
         floor = read / bandwidth * 1e3
         yield Line("decode", variant, length, times.median, *times.spread, read, floor, peak)
@@ -164,15 +131,37 @@ def _rest(weights: Weights, length: int) -> float:
     return weights.head.nbytes + row * (length - 1) / 2
 
 
-def agreement(one: Decoder, other: Decoder, tokens: int) -> float:
-    """The share of ``tokens`` greedy choices in which two decoders agree, fed with the same."""
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two decoders are, fed with the same tokens.
+
+    Attributes:
+        share: of the greedy choices that are the same.
+        error: of the logits, the norm of the difference over the norm, at most.
+        decided: the share of same choices among those where the best logit leads the second by
+            more than twice the greatest difference of any logit: below 1 means an error.
+    """
+
+    share: float
+    error: float
+    decided: float
+
+
+def agreement(one: Decoder, other: Decoder, tokens: int) -> Agreement:
+    """Compare ``tokens`` greedy choices of two decoders of one model."""
     chosen = one.generate(torch.zeros(1, dtype=torch.long), tokens)
-    fed = [0, *chosen.tolist()[:-1]]
+    one.reset()
     other.reset()
-    same = [
-        int(other.feed(token).argmax()) == int(new) for token, new in zip(fed, chosen, strict=True)
-    ]
-    return sum(same) / tokens
+    same, errors, decided = [], [], []
+    for token in [0, *chosen.tolist()[:-1]]:
+        first, second = one.feed(token)[0].float(), other.feed(token)[0].float()
+        difference = (first - second).abs()
+        same.append(bool(first.argmax() == second.argmax()))
+        errors.append(float(difference.norm() / second.norm()))
+        best = second.topk(2).values
+        if best[0] - best[1] > 2 * difference.max():
+            decided.append(same[-1])
+    return Agreement(sum(same) / tokens, max(errors), sum(decided) / max(1, len(decided)))
 
 
 def float_size(shape: Shape) -> float:

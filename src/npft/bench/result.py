@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from npft.bench.measure import Line
+from npft.bench.measure import Agreement, Line
 from npft.bench.timing import read_bandwidth
 from npft.errors import NpftError
 
@@ -20,15 +20,14 @@ class Result:
 
     Attributes:
         bandwidth: bytes per second that reading gets from memory.
-        agreements: variant to the share of greedy tokens on which it and its dequantized float
-            model agree.
+        agreements: variant to how alike it and its dequantized float model are over 128 tokens.
         missing: rivals that were not measured, and why.
     """
 
     source: str
     bandwidth: float
     lines: list[Line] = field(default_factory=list)
-    agreements: dict[str, float] = field(default_factory=dict)
+    agreements: dict[str, Agreement] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -37,7 +36,7 @@ class Result:
             "source": self.source,
             "read_bandwidth": self.bandwidth,
             "rows": [line.as_row() for line in self.lines],
-            "agreements": self.agreements,
+            "agreements": {name: asdict(one) for name, one in self.agreements.items()},
             "missing": self.missing,
             "environment": self.environment,
         }

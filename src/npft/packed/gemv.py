@@ -27,8 +27,8 @@ class Arguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("codes", "table", "zero", "x", "y", "bias")),
         *((name, ctypes.c_void_p) for name in ("row_offsets", "entries")),
         *((name, ctypes.c_longlong) for name in ("x_stride", "y_stride")),
-        *((name, ctypes.c_int) for name in ("rows", "columns", "units", "batch", "phase")),
-        *((name, ctypes.c_int) for name in ("units_per_group", "aligned")),
+        *((name, ctypes.c_int) for name in ("rows", "columns", "units", "batch")),
+        ("units_per_group", ctypes.c_int),
     )
 
 
@@ -79,11 +79,12 @@ def vectors(batch: int) -> int:
     return 1 << (batch - 1).bit_length()
 
 
-def options(weight: PackedTensors, batch: int, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
-    """The macros of the kernel for this weight, batch and dtype of x."""
+def options(weight: PackedTensors, x: Tensor, shape: Shape) -> tuple[str, ...]:
+    """The macros of the kernel for this weight and x."""
     chosen = [
-        *_format_options(weight, dtype),
-        f"-DBATCH={vectors(batch)}",
+        *_format_options(weight, x.dtype),
+        f"-DBATCH={vectors(len(x))}",
+        f"-DROUND={tiles_at_once(weight, len(x), shape)}",
         f"-DWARPS={shape.warps}",
         f"-DDEPTH={shape.depth}",
         f"-DBLOCKS={shape.blocks}",
@@ -92,6 +93,8 @@ def options(weight: PackedTensors, batch: int, dtype: torch.dtype, shape: Shape)
         chosen.append(f"-DGROUP={min(weight.group_size, UNIT)}")
     if weight.row_offsets is not None:
         chosen.append("-DSPARSE")
+    if x.data_ptr() % 8 == 0 and x.stride(0) % 4 == 0 and weight.columns % 4 == 0:
+        chosen.append("-DALIGNED")
     return tuple(chosen)
 
 
@@ -100,20 +103,21 @@ def _format_options(weight: PackedTensors, dtype: torch.dtype) -> list[str]:
     return [f"-DBITS={weight.bits}", kind, *(["-DBF16"] if dtype == torch.bfloat16 else [])]
 
 
-def phase(weight: PackedTensors, batch: int, shape: Shape) -> int:
-    """Tiles whose x one warp keeps in shared memory: all, or what fits into 64 KB a block."""
-    each = shape.warps * vectors(batch) * UNIT * 2
-    fitting = (64 << 10) // each // shape.depth * shape.depth
-    return max(shape.depth, min(-(-weight.units // shape.warps), fitting))
+def tiles_at_once(weight: PackedTensors, batch: int, shape: Shape) -> int:
+    """Tiles whose x a warp loads and keeps at once: all, or as many as registers allow."""
+    most = {1: 6, 2: 3, 4: 2}.get(vectors(batch), 1)
+    return min(-(-weight.units // shape.warps), most)
 
 
 def shared_bytes(weight: PackedTensors, batch: int, shape: Shape) -> int:
     """Dynamic shared memory of a block; the kernel cuts it up in the same way."""
     width = vectors(batch)
-    table = 128 << (2 * weight.bits) if weight.zero is None else 0
-    x = shape.warps * phase(weight, batch, shape) * width * UNIT * 2
-    sums = shape.warps * max(width, 2) * ROWS * 4
-    return max(table + x, sums) + shape.warps * width * 4 + width * ROWS * 4
+    aligned = 1 if weight.bits == 4 else 2
+    table = aligned * (128 << (2 * weight.bits)) if weight.zero is None else 0
+    x = shape.warps * tiles_at_once(weight, batch, shape) * width * UNIT * 2
+    sums = shape.warps * (max(width, 2) * ROWS + width) * 4
+    sparse = 0 if weight.row_offsets is None else width * ROWS * 4
+    return table + x + sums + sparse
 
 
 def arguments(
@@ -121,7 +125,6 @@ def arguments(
     x: Tensor,
     y: Tensor,
     bias: Tensor | None,
-    shape: Shape,
 ) -> Arguments:
     """The kernel's parameter for ``x (batch, columns)`` and ``y (batch, rows)``."""
 
@@ -143,9 +146,7 @@ def arguments(
         weight.columns,
         weight.units,
         len(x),
-        phase(weight, len(x), shape),
         max(1, weight.group_size // UNIT),
-        int(x.data_ptr() % 8 == 0 and x.stride(0) % 4 == 0 and weight.columns % 4 == 0),
     )
 
 
@@ -169,11 +170,9 @@ def multiply(
         overlap: let the launch begin while the one before it ends.
     """
     shape = shape or shape_for(weight)
-    compiled = nvrtc.kernel(
-        "gemv.cu", "gemv", options(weight, len(x), x.dtype, shape), x.device.index or 0
-    )
+    compiled = nvrtc.kernel("gemv.cu", "gemv", options(weight, x, shape), x.device.index or 0)
     compiled.launch(
-        arguments(weight, x, y, bias, shape),
+        arguments(weight, x, y, bias),
         (weight.blocks,),
         shape.warps * 32,
         shared_bytes(weight, len(x), shape),

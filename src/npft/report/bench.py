@@ -29,8 +29,12 @@ def render(result: Result) -> RenderableType:
         parts += [_floors(f"Decoding {shortest} tokens, per token", chosen), _lengths(decode)]
         parts += _beside_paper(decode)
     parts += [
-        Text(f"{name}: {share:.1%} of 128 greedy tokens are those of the dequantized model")
-        for name, share in result.agreements.items()
+        Text(
+            f"{name}: {one.share:.1%} of 128 greedy tokens are those of the dequantized model, "
+            f"{one.decided:.1%} of those that rounding does not decide; logits differ by "
+            f"{one.error:.1e} at most"
+        )
+        for name, one in result.agreements.items()
     ]
     parts += [Text(f"not measured: {name} ({why})") for name, why in result.missing.items()]
     return Group(*parts)

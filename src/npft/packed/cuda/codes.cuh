@@ -23,4 +23,14 @@ DEVICE unsigned code_pair(const unsigned* w, int p) {
   return ((w[0] >> 15) & 0x10001u) | ((w[1] >> 14) & 0x20002u) | ((w[2 % BITS] >> 13) & 0x40004u);
 }
 
+// The same times 128, as an address after `table`, which is aligned to the table's size but for 4
+// bits, where a byte is an index as it is.
+DEVICE unsigned table_address(const unsigned* w, int p, unsigned table) {
+  const int width = 2 * BITS, whole = 32 / width, at = width * (p % whole) - 7;
+  const unsigned mask = ((1u << width) - 1) << 7;
+  if (BITS == 4 || p >= whole * BITS) return table + table_index(w, p) * 128;
+  const unsigned word = w[p / whole];
+  return ((at < 0 ? word << (at < 0 ? -at : 0) : word >> (at < 0 ? 0 : at)) & mask) | table;
+}
+
 #endif  // BITS

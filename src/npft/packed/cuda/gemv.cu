@@ -21,8 +21,10 @@
 
 #ifdef CODEBOOK
 #define TABLE_BYTES (128 << (2 * BITS))
+#define TABLE_ROOM (BITS == 4 ? TABLE_BYTES : 2 * TABLE_BYTES)  // to align it
 #else
 #define TABLE_BYTES 0
+#define TABLE_ROOM 0
 #endif
 
 struct Arguments {
@@ -36,14 +38,15 @@ struct Arguments {
   const unsigned* entries;        // column | fp16 value << 16
   long long x_stride, y_stride;
   int rows, columns, units, batch;
-  int phase;                      // tiles whose x a warp holds in shared memory at once
   int units_per_group;
-  int aligned;                    // whether any four columns of x are 8 bytes at one address
 };
 
-DEVICE void load_words(unsigned* words, const uint4* tile, int i, int lane) {
-  const uint4 v = stream(tile + 32 * i + lane);
-  words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+DEVICE void load_tile(unsigned* words, const uint4* tile, int lane) {
+#pragma unroll
+  for (int i = 0; i < BITS; i++) {
+    const uint4 v = stream(tile + 32 * i + lane);
+    words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+  }
 }
 
 // The lane's four columns of vector b in a warp's copy of a tile's x. From four vectors on, b and
@@ -58,56 +61,64 @@ DEVICE uint2 load_x(const Arguments& a, int b, int unit, int lane) {
   const int column = unit * UNIT + 4 * lane;
   if (b >= a.batch || column >= a.columns) return make_uint2(0, 0);
   const unsigned short* x = a.x + b * a.x_stride + column;
-  if (a.aligned) return load_8(x);
+#ifdef ALIGNED  // any four columns of x are 8 bytes at one address
+  return load_8(x);
+#else
   unsigned short h[4];
   for (int i = 0; i < 4; i++) h[i] = column + i < a.columns ? x[i] : 0;
   return make_uint2(h[0] | (unsigned)h[1] << 16, h[2] | (unsigned)h[3] << 16);
+#endif
 }
 
-// This warp's copy of 128 columns of every x for `count` of its tiles, from `unit` on, as they
-// are, zero beyond the edges; the largest magnitude of each, as bits without the sign, goes into
-// `largest`. All of a round's loads are under way before the first is waited for.
-#define ROUND (BATCH == 1 ? 4 : BATCH == 2 ? 2 : 1)
-DEVICE void copy_x(const Arguments& a, unsigned* to, int unit, int count, int lane,
-                   unsigned* largest) {
-  for (int k = 0; k < count; k += ROUND) {
-    uint2 v[ROUND][BATCH];
+// A warp's share of x: at most ROUND tiles of 128 columns of every vector, zero beyond the edges.
+
+DEVICE void load_round(uint2 (*v)[BATCH], const Arguments& a, int unit, int count, int lane) {
+#pragma unroll
+  for (int n = 0; n < ROUND; n++)
+#pragma unroll
+    for (int b = 0; b < BATCH; b++)
+      v[n][b] = load_x(a, n < count ? b : a.batch, unit + n * WARPS, lane);
+}
+
+// From registers to shared memory, as fp16. `scales` gets what undoes the scaling of each vector.
+DEVICE void store_round(unsigned* to, const uint2 (*v)[BATCH], int count, int lane,
+                        float* scales) {
+  float up[BATCH];
+#pragma unroll
+  for (int b = 0; b < BATCH; b++) {
+    up[b] = 1;
+#ifdef BF16
+    unsigned largest = 0;
 #pragma unroll
     for (int n = 0; n < ROUND; n++)
+      largest = max(largest, max(max(v[n][b].x & 0x7fffu, (v[n][b].x >> 16) & 0x7fffu),
+                                 max(v[n][b].y & 0x7fffu, (v[n][b].y >> 16) & 0x7fffu)));
+    const int exponent = min(141 - (int)(warp_max(largest) >> 7), 126);
+    up[b] = float_of((unsigned)(127 + exponent) << 23);
+    if (lane == 0) scales[b] = float_of((unsigned)(127 - exponent) << 23);
+#else
+    if (lane == 0) scales[b] = 1;
+#endif
+  }
 #pragma unroll
-      for (int b = 0; b < BATCH; b++)
-        v[n][b] = load_x(a, k + n < count ? b : a.batch, unit + (k + n) * WARPS, lane);
+  for (int n = 0; n < ROUND; n++) {
+    if (n >= count) break;
 #pragma unroll
-    for (int n = 0; n < ROUND; n++) {
-      if (k + n >= count) break;
+    for (int b = 0; b < BATCH; b++) {
+      unsigned* place = place_of(to + n * BATCH * (UNIT / 2), b, lane);
 #pragma unroll
-      for (int b = 0; b < BATCH; b++) {
-        const unsigned w[2] = {v[n][b].x, v[n][b].y};
-        unsigned* place = place_of(to + (k + n) * BATCH * (UNIT / 2), b, lane);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          place[i * PLACE_STEP] = w[i];
-          largest[b] = max(largest[b], max(w[i] & 0x7fffu, (w[i] >> 16) & 0x7fffu));
-        }
+      for (int i = 0; i < 2; i++) {
+        const unsigned w = i ? v[n][b].y : v[n][b].x;
+#ifdef BF16
+        place[i * PLACE_STEP] =
+            floats_to_halves(float_of(w << 16) * up[b], float_of(w & 0xffff0000u) * up[b]);
+#else
+        place[i * PLACE_STEP] = w;
+#endif
       }
     }
   }
 }
-
-#ifdef BF16
-DEVICE void scale_x(unsigned* x, const float* scale, int lane) {
-#pragma unroll
-  for (int b = 0; b < BATCH; b++) {
-    unsigned* place = place_of(x, b, lane);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const unsigned v = place[i * PLACE_STEP];
-      place[i * PLACE_STEP] =
-          floats_to_halves(float_of(v << 16) * scale[b], float_of(v & 0xffff0000u) * scale[b]);
-    }
-  }
-}
-#endif
 
 #ifdef CODEBOOK
 struct Codebook {  // what a lane needs to build its share of the table of its row
@@ -223,7 +234,7 @@ DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned tabl
 #pragma unroll
   for (int p = 0; p < 16; p++) {
 #ifdef CODEBOOK
-    w[p] = load_shared(table + table_index(words, p) * 128);
+    w[p] = load_shared(table_address(words, p, table));
 #else
     w[p] = subtract_halves(code_pair(words, p) | 0x64006400u, zero_point);
 #endif
@@ -260,21 +271,26 @@ DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned tabl
 #endif
 }
 
-// The sums of one quad of vectors, out of its chains: 0 and 1 are of vector `slot`, or, of a
-// single vector, of the columns that this slot has; 2 and 3 are of vector slot + 2.
-DEVICE void gather_chains(float* out, float (*sum)[4], int q, int slot) {
+// Out of the chains into the sums of each quad of vectors, times the scales of the rows and of x:
+// 0 and 1 are of vector `slot`, or, of a single vector, of the columns that this slot has; 2 and 3
+// are of vector slot + 2.
+DEVICE void add_chains(float (*total)[4], const float (*sum)[4], const float* scales, int slot,
+                       const float* row_scales) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    if (BATCH > 2) {
-      out[i] = sum[q][i] + sum[QUADS + q][i];
-    } else if (i >= 2) {
-      out[i] = 0;
-    } else {
-      const float first = sum[0][i] + sum[1][i + 2];
-      const float second = sum[2][i] + sum[3 % CHAINS][i + 2];
-      out[i] = BATCH == 2 ? first + second : slot == 0 ? first : second;
+  for (int q = 0; q < QUADS; q++)
+#pragma unroll
+    for (int i = 0; i < (BATCH > 2 ? 4 : 2); i++) {
+      float whole;
+      if (BATCH > 2) {
+        whole = sum[q][i] + sum[QUADS + q][i];
+      } else {
+        const float first = sum[0][i] + sum[1][i + 2];
+        const float second = sum[2][i] + sum[3 % CHAINS][i + 2];
+        whole = BATCH == 2 ? first + second : slot == 0 ? first : second;
+      }
+      total[q][i] +=
+          whole * row_scales[i % 2] * scales[min(4 * q + slot + (i & 2), BATCH - 1)];
     }
-  }
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Arguments a) {
@@ -287,15 +303,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
   const int g = lane >> 2, t = lane & 3, slot = g >> 2;
   const int out_row = 8 * t + (g & 3);  // of sums 0 and 2; 1 and 3 are 4 rows on
 
-  const int x_bytes = WARPS * a.phase * BATCH * UNIT * 2;
-  const int sums_bytes = WARPS * SLOTS * ROWS * 4;
-  const int main_bytes = max(TABLE_BYTES + x_bytes, sums_bytes);
-  unsigned* my_x = (unsigned*)(shared + TABLE_BYTES) + warp * a.phase * BATCH * (UNIT / 2);
-  float* scales = (float*)(shared + main_bytes) + warp * BATCH;
+  // Shared memory: the table, x of every warp, then sums and scales.
+  const int x_words = BATCH * (UNIT / 2);  // of a tile
+  const unsigned base = shared_address(shared);
+  const unsigned aligned = TABLE_ROOM > TABLE_BYTES ? -base & (TABLE_BYTES - 1) : 0;
+  unsigned* my_x = (unsigned*)(shared + TABLE_ROOM) + warp * ROUND * x_words;
+  float* sums = (float*)(shared + TABLE_ROOM) + WARPS * ROUND * x_words;
+  float* scales = sums + WARPS * SLOTS * ROWS + warp * BATCH;
 
   // Nothing up to wait_for_input() depends on other kernels. The table's values come first: they
   // are needed first, and would queue behind the codes.
 #ifdef CODEBOOK
+  const unsigned zero_point = 0;
   Codebook book;
   load_codebook(book, a.table + (long long)row * LEVELS, warp);
 #elif !defined(GROUP)
@@ -307,61 +326,60 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #ifdef SPARSE
   Sparse sparse;
   load_range(sparse, a, first_row);
-  float* sparse_sums = (float*)(shared + main_bytes) + WARPS * BATCH;
+  float* sparse_sums = sums + WARPS * (SLOTS * ROWS + BATCH);
 #endif
-  unsigned words[DEPTH][WORDS];
+  unsigned next[DEPTH][WORDS];
 #pragma unroll
   for (int d = 0; d < DEPTH; d++)
-    if (d < mine)
-#pragma unroll
-      for (int i = 0; i < BITS; i++)
-        load_words(words[d], tiles + (long long)d * (WARPS * BITS * 32), i, lane);
+    if (d < mine) load_tile(next[d], tiles + (long long)d * (WARPS * BITS * 32), lane);
   let_next_start();
+  wait_for_input();
+
+  uint2 round[ROUND][BATCH];  // on its way while the table is built
+  load_round(round, a, warp, min(ROUND, mine), lane);
 #ifdef CODEBOOK
-  build_table((unsigned*)shared, book, warp, lane);
+  build_table((unsigned*)(shared + aligned), book, warp, lane);
 #endif
 #ifdef SPARSE
   load_entries(sparse, a);
 #endif
-  __syncthreads();
-  wait_for_input();
-
   const bool diagonal = (g & 3) == t && slot < SLOTS;
-  const unsigned table = shared_address(shared) + 4 * lane;
+  const unsigned table = base + aligned + 4 * lane;
   uint4 v[2] = {};
   float total[QUADS][4] = {};
 
-  for (int done = 0; done < mine; done += a.phase) {
-    const int here = min(a.phase, mine - done);
-    unsigned largest[BATCH] = {};
-    __syncwarp();  // every lane is done with the x before
-    copy_x(a, my_x, warp + done * WARPS, here, lane, largest);
-#ifdef BF16
-    float up[BATCH];
-#pragma unroll
-    for (int b = 0; b < BATCH; b++) {
-      const int exponent = min(141 - (int)(warp_max(largest[b]) >> 7), 126);
-      up[b] = float_of((unsigned)(127 + exponent) << 23);
-      if (lane == 0) scales[b] = float_of((unsigned)(127 - exponent) << 23);
+#pragma unroll 1
+  for (int done = 0; done < mine || done == 0; done += ROUND) {
+    const int here = min(ROUND, mine - done);
+    if (done) {
+      load_round(round, a, warp + done * WARPS, here, lane);
+      __syncwarp();  // every lane is done with the x before
     }
-#pragma unroll 4
-    for (int k = 0; k < here; k++) scale_x(my_x + k * BATCH * (UNIT / 2), up, lane);
-#else
-    for (int b = lane; b < BATCH; b += 32) scales[b] = 1.0f;
+    store_round(my_x, round, here, lane, scales);
+    if (done == 0) {
+      __syncthreads();  // the table is there
+#ifdef SPARSE
+      load_sparse_x(sparse, a);
 #endif
+    }
     __syncwarp();
     // A slot's x: the second 8 of 16 columns; a vector's 256 bytes; or two vectors' 512.
     unsigned x = shared_address(my_x) + slot * (BATCH == 1 ? 16 : BATCH == 2 ? 256 : 512);
 
-#ifdef SPARSE
-    if (done == 0) load_sparse_x(sparse, a);
-#endif
     float sum[CHAINS][4] = {};
-    for (int first = 0; first < here; first += DEPTH)
+#pragma unroll 1
+    for (int k = 0; k < here; k++, x += x_words * 4) {
+      const int ordinal = done + k;
+      unsigned words[WORDS];
 #pragma unroll
-    for (int d = 0; d < DEPTH; d++) {
-      if (first + d >= here) break;
-      const int ordinal = done + first + d;
+      for (int i = 0; i < WORDS; i++) words[i] = next[0][i];
+#pragma unroll
+      for (int d = 0; d + 1 < DEPTH; d++)
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) next[d][i] = next[d + 1][i];
+      if (ordinal + DEPTH < mine)
+        load_tile(next[DEPTH - 1], tiles + (long long)(ordinal + DEPTH) * (WARPS * BITS * 32),
+                  lane);
 #ifdef GROUP
       const Grid grid = next_grid;
       load_grid(next_grid, a, warp + (ordinal + 1) * WARPS, row, first_row + out_row);
@@ -371,55 +389,29 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #ifdef GROUP
         const int group = c * GROUPS / 4;
         const unsigned zero_point = grid.zero[group] * 0x10001u;
-#elif defined(CODEBOOK)
-        const unsigned zero_point = 0;
 #endif
-        multiply_chunk(sum, words[d] + c * BITS, table, x + c * (BATCH <= 2 ? 64 : 128), v, diagonal,
+        multiply_chunk(sum, words + c * BITS, table, x + c * (BATCH <= 2 ? 64 : 128), v, diagonal,
                        zero_point);
-        // What has been used makes room for the tile DEPTH further on.
-        if (ordinal + DEPTH < mine)
-#pragma unroll
-          for (int i = 0; i < BITS; i++)
-            if (4 * (i + 1) <= BITS * (c + 1) && 4 * (i + 1) > BITS * c)
-              load_words(words[d], tiles + (long long)(ordinal + DEPTH) * (WARPS * BITS * 32), i,
-                         lane);
 #ifdef GROUP
         if ((c + 1) * GROUPS % 4 == 0) {
           const float s[2] = {half_to_float(grid.scale[group][0]),
                               half_to_float(grid.scale[group][1])};
-#pragma unroll
-          for (int q = 0; q < QUADS; q++) {
-            float whole[4];
-            gather_chains(whole, sum, q, slot);
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-              total[q][i] += whole[i] * s[i % 2] * scales[min(4 * q + slot + (i & 2), BATCH - 1)];
-          }
+          add_chains(total, sum, scales, slot, s);
 #pragma unroll
           for (int i = 0; i < CHAINS * 4; i++) sum[i / 4][i % 4] = 0;
         }
 #endif
       }
-      x += BATCH * UNIT * 2;
     }
 #ifndef GROUP
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-      float whole[4];
-      gather_chains(whole, sum, q, slot);
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        total[q][i] += whole[i] * scales[min(4 * q + slot + (i & 2), BATCH - 1)];
-    }
+    const float ones[2] = {1, 1};
+    add_chains(total, sum, scales, slot, ones);
 #endif
   }
 #ifdef SPARSE
-  if (mine <= 0) load_sparse_x(sparse, a);
   multiply_sparse(sparse, a, sparse_sums);
 #endif
 
-  __syncthreads();  // the table and x make room for the sums of all warps
-  float* sums = (float*)shared;
 #pragma unroll
   for (int q = 0; q < QUADS; q++)
 #pragma unroll
