@@ -49,6 +49,15 @@ def test_scales_of_one_layer(bits: int) -> None:
     assert float(theirs.max() / theirs.min()) > 2
 
 
+@torch.no_grad()
+def test_the_grid_begins_with_no_scaling() -> None:
+    _, block, group = one_layer(128, 48)
+    calls = [Call((uneven_tokens(200, 128),), {})]
+    only = search(block, group, calls, Grid(4, 32), 1)
+    assert only is not None
+    assert torch.equal(only, torch.ones(128))
+
+
 @pytest.mark.parametrize("size", [32, 128])
 @torch.no_grad()
 def test_clipping_of_one_layer(size: int) -> None:

@@ -151,6 +151,17 @@ def test_scaling_changes_weights_and_no_prediction(layout: str, dtype: torch.dty
 
 
 @torch.no_grad()
+def test_layers_without_effect_are_not_scaled() -> None:
+    """With no output of the attention, nothing shows what absorbs the scales of its inputs."""
+    model = tiny_model("Llama", num_key_value_heads=4)
+    model.network.model.layers[1].self_attn.o_proj.weight.zero_()
+    (_, first), (_, second) = found(model)
+    names = ["input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj"]
+    assert [spelled(group) for group in first] == names
+    assert [spelled(group) for group in second] == [None, None, *names[2:]]
+
+
+@torch.no_grad()
 def test_finding_leaves_the_block_as_it_is() -> None:
     model = tiny_model("Gemma")
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
