@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import torch
-from auto_gptq import AutoGPTQForCausalLM
+from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
 from safetensors.torch import load_file, save_file
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+# In a folder, it would look for these in a file of its own only.
+config = BaseQuantizeConfig(**{k: settings[k] for k in ("bits", "group_size", "desc_act", "sym")})
 model = AutoGPTQForCausalLM.from_quantized(
-    str(folder), device="cpu", torch_dtype=torch.float32, model_basename="model"
+    str(folder), quantize_config=config, model_basename="model", device="cpu"
 )
 with torch.inference_mode():
     logits = model.model.float()(input_ids=load_file(folder / "probe.safetensors")["tokens"]).logits

@@ -18,8 +18,6 @@ from npft.progress import Progress, Silent
 from npft_autogptq import environment, exchange, process
 
 WIDTHS = (2, 3, 4, 8)
-_WORD = 32
-"""Bits of the words into which the GPTQ format packs codes."""
 
 
 class AutoGPTQ(Quantizer):
@@ -50,12 +48,11 @@ class AutoGPTQ(Quantizer):
         return "gptq"
 
     def check(self, model: LanguageModel) -> None:
-        """Refuse what AutoGPTQ, its environment or the GPTQ format cannot do.
+        """Refuse what AutoGPTQ or its environment cannot do.
 
         Raises:
-            Unavailable: a width that AutoGPTQ lacks; layers whose shape the group size does not
-                divide or the format cannot pack; no environment, or a model that its transformers
-                does not know.
+            Unavailable: a width that AutoGPTQ lacks; layers that the group size does not divide;
+                no environment, or a model that its transformers does not know.
         """
         self._python(model)
 
@@ -63,17 +60,7 @@ class AutoGPTQ(Quantizer):
         if self.bits not in WIDTHS:
             raise Unavailable(f"autogptq has no {self.bits} bits: choose 2, 3, 4 or 8")
         super().check(model)
-        self._check_packing(model)
         return environment.require(self.environment, model.network.config.model_type)
-
-    def _check_packing(self, model: LanguageModel) -> None:
-        for name, layer in model.layers.items():
-            for count, what in ((layer.in_features, "inputs"), (layer.out_features, "outputs")):
-                if count * self.bits % _WORD:
-                    raise Unavailable(
-                        f"autogptq cannot pack the {count} {what} of {name} at {self.bits} bits, "
-                        f"as they fill no whole number of {_WORD}-bit words: choose other bits"
-                    )
 
     def quantize(
         self,
