@@ -9,10 +9,13 @@ import torch
 from npft import checkpoints
 from npft.errors import NpftError
 from npft.models import pick_device
-from npft.packed.decoder import Decoder, take_apart
+from npft.packed.decoder import Decoder, knows, take_apart
 from npft.packed.model import PackedModel, pack_model
 
 QUANTIZED = "quantized"
+
+_GRAPH = (torch.float16, torch.bfloat16)
+"""Dtypes that decoding by CUDA graphs knows."""
 
 
 def checkpoint_of(run: Path, quant: str | None, of: str = "tuned") -> Path:
@@ -80,19 +83,11 @@ def generate(
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             return model.generate(prompt, most, do_sample=True, temperature=temperature)
-    if model.device.type == "cuda":
-        return _by_graph(model, prompt, most)
+    if model.device.type == "cuda" and model.network.dtype in _GRAPH and knows(model.network):
+        ids = model.encode(prompt)
+        decoder = Decoder(take_apart(model.network), len(ids) + most)
+        return model.decode(decoder.generate(ids, most, model.stops()))
     return model.generate(prompt, most)
-
-
-def _by_graph(model: PackedModel, prompt: str, most: int) -> str:
-    try:
-        weights = take_apart(model.network)
-    except NpftError:
-        return model.generate(prompt, most)  # another architecture: transformers' own loop
-    ids = model.encode(prompt)
-    decoder = Decoder(weights, len(ids) + most)
-    return model.decode(decoder.generate(ids, most, model.stops()))
 
 
 def _listed(found: dict[str, Path]) -> str:

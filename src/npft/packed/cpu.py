@@ -73,13 +73,36 @@ def rows_of(weight: PackedTensors) -> RowTensors:
     )
 
 
+def dense(weight: RowTensors, columns: int) -> Tensor:
+    """The float32 matrix ``(rows, columns)``."""
+    whole = torch.empty(len(weight.codes), 2 * weight.codes.shape[1])
+    _dequantizer()(
+        *(part.numpy() for part in (weight.codes, weight.tables)),
+        weight.group_size // 2,
+        whole.numpy(),
+    )
+    if len(weight.values):
+        counts = weight.offsets.diff().long()
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        places = (rows, weight.columns.long())
+        whole.index_put_(places, weight.values, accumulate=True)
+    return whole[:, :columns]
+
+
 def multiply(weight: RowTensors, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x (n, columns)`` times the matrix transposed, ``(n, rows)``, summed in float32."""
     columns = 2 * weight.codes.shape[1]
-    padded = torch.nn.functional.pad(x.float(), (0, columns - x.shape[1])).contiguous()
+    padded = torch.nn.functional.pad(x.float(), (0, columns - x.shape[1]))
+    even, odd = padded[:, ::2].contiguous(), padded[:, 1::2].contiguous()
     y = torch.empty(len(x), len(weight.codes))
     parts = (weight.codes, weight.tables, weight.offsets, weight.columns, weight.values)
-    _kernel()(*(part.numpy() for part in parts), weight.group_size // 2, padded.numpy(), y.numpy())
+    _kernel()(
+        *(part.numpy() for part in parts),
+        weight.group_size // 2,
+        even.numpy(),
+        odd.numpy(),
+        y.numpy(),
+    )
     if bias is not None:
         y += bias.float()
     return y.to(x.dtype)
@@ -90,20 +113,37 @@ def _kernel() -> Any:
     import numba
 
     @numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True, nogil=True)  # type: ignore[misc,unused-ignore]
-    def gemv(codes, tables, offsets, columns, values, half, x, y):  # type: ignore[no-untyped-def] # pragma: no cover
+    def gemv(codes, tables, offsets, columns, values, half, even, odd, y):  # type: ignore[no-untyped-def] # pragma: no cover
         for row in numba.prange(codes.shape[0]):
-            for n in range(x.shape[0]):
+            for n in range(y.shape[0]):
                 whole = numba.float32(0)
                 for first in range(0, codes.shape[1], half):
                     table = tables[row, first // half]
-                    even, odd = numba.float32(0), numba.float32(0)
-                    for j in range(first, min(first + half, codes.shape[1])):
-                        byte = codes[row, j]
-                        even += table[byte & 15] * x[n, 2 * j]
-                        odd += table[byte >> 4] * x[n, 2 * j + 1]
-                    whole += even + odd
+                    last = min(first + half, codes.shape[1])
+                    mine = codes[row, first:last]
+                    left, right = even[n, first:last], odd[n, first:last]
+                    for j in range(mine.shape[0]):
+                        byte = mine[j]
+                        whole += table[byte & 15] * left[j] + table[byte >> 4] * right[j]
                 for i in range(offsets[row], offsets[row + 1]):
-                    whole += values[i] * x[n, columns[i]]
+                    column = columns[i]
+                    x = odd[n, column >> 1] if column & 1 else even[n, column >> 1]
+                    whole += values[i] * x
                 y[n, row] = whole
 
     return gemv
+
+
+@cache
+def _dequantizer() -> Any:
+    import numba
+
+    @numba.njit(parallel=True, cache=True, nogil=True)  # type: ignore[misc,unused-ignore]
+    def dequantize(codes, tables, half, whole):  # type: ignore[no-untyped-def] # pragma: no cover
+        for row in numba.prange(codes.shape[0]):
+            for j in range(codes.shape[1]):
+                byte = codes[row, j]
+                whole[row, 2 * j] = tables[row, j // half, byte & 15]
+                whole[row, 2 * j + 1] = tables[row, j // half, byte >> 4]
+
+    return dequantize

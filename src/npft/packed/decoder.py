@@ -227,7 +227,7 @@ def take_apart(network: Any) -> Weights:
         NpftError: it is not built like Llama.
     """
     config = network.config.get_text_config()
-    if config.model_type not in ("llama", "mistral", "qwen2") or not _plain(config):
+    if not knows(network):
         raise NpftError(
             f"decoding by CUDA graphs knows networks built like Llama, not {config.model_type!r}"
         )
@@ -262,6 +262,12 @@ def take_apart(network: Any) -> Weights:
         inner.rotary_emb.inv_freq,
         float(inner.rotary_emb.attention_scaling),
     )
+
+
+def knows(network: Any) -> bool:
+    """Whether a transformers network is built like Llama, so that :func:`take_apart` can."""
+    config = network.config.get_text_config()
+    return config.model_type in ("llama", "mistral", "qwen2") and _plain(config)
 
 
 def _plain(config: Any) -> bool:

@@ -71,7 +71,18 @@ def unpack(tiles: Tensor, order: str, rows: int, columns: int) -> Tensor:
     """The inverse of :func:`pack`: ``(rows, columns)`` uint8 codes."""
     blocks, units, bits, _, _ = tiles.shape
     words = tiles.permute(0, 3, 1, 2, 4).reshape(blocks, ROWS, units * 4, bits)
-    chunks = torch.zeros(blocks, ROWS, units * 4, CHUNK, dtype=torch.uint8, device=tiles.device)
-    for code, bit, word, place in places(order, bits):
-        chunks[..., code] |= (((words[..., word] >> place) & 1) << bit).to(torch.uint8)
-    return chunks.view(blocks * ROWS, units * UNIT)[:rows, :columns]
+    words = words.permute(3, 0, 1, 2).contiguous()
+    codes = [_code(words, order, bits, code).to(torch.uint8) for code in range(CHUNK)]
+    whole = torch.stack(codes, 3).view(blocks * ROWS, units * UNIT)
+    return whole[:rows, :columns]
+
+
+def _code(words: Tensor, order: str, bits: int, code: int) -> Tensor:
+    """One code of every chunk, out of ``words (bits, ...)``; its bits may lie apart."""
+    mine = [(bit, word, place) for c, bit, word, place in places(order, bits) if c == code]
+    _, word, place = mine[0]
+    if mine == [(bit, word, place + bit) for bit in range(bits)]:
+        whole: Tensor = (words[word] >> place) & (2**bits - 1)
+        return whole
+    parts = [((words[w] >> at) & 1) << bit for bit, w, at in mine]
+    return torch.stack(parts).sum(0)

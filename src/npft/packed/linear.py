@@ -64,10 +64,12 @@ class PackedLinear(nn.Module):
             y = torch.empty(len(x), weight.rows, dtype=x.dtype, device=x.device)
             gemv.multiply(weight, x, y, bias)
             return y
-        if x.device.type == "cpu" and 0 < len(x) <= cpu.MOST_VECTORS and cpu.available(weight):
-            if self._rows is None:
-                self._rows = cpu.rows_of(weight)
-            return cpu.multiply(self._rows, x, bias)
+        if x.device.type == "cpu" and cpu.available(weight):
+            self._rows = self._rows or cpu.rows_of(weight)
+            if 0 < len(x) <= cpu.MOST_VECTORS:
+                return cpu.multiply(self._rows, x, bias)
+            whole = cpu.dense(self._rows, weight.columns).to(x.dtype)
+            return nn.functional.linear(x, whole, bias)
         if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
             whole = gemv.dequantize(weight, x.dtype)
             reference.add_sparse(weight, whole)
