@@ -40,9 +40,7 @@ def uniform_weight(
     return UniformWeight(codes, scale, zero, bits, group, order, part)
 
 
-def _sparse(
-    rows: int, columns: int, share: float, random: torch.Generator
-) -> SparsePart | None:
+def _sparse(rows: int, columns: int, share: float, random: torch.Generator) -> SparsePart | None:
     if not share:
         return None
     chosen = torch.rand(rows, columns, generator=random) < share

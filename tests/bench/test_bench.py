@@ -32,7 +32,7 @@ def result() -> Result:
         "some shape",
         3e12,
         lines,
-        {"k-means 4-bit": Agreement(0.9375, 0.02, 1.0)},
+        {"k-means 4-bit": Agreement(0.9375, 0.02, 40, 1.0)},
         {"FLUTE": "not installed"},
         {"gpu": "Some GPU"},
     )
@@ -70,6 +70,7 @@ def test_tables_beside_the_paper(result: Result) -> None:
     assert "0.512 (2.00)" in shown
     assert "not measured: FLUTE (not installed)" in shown
     assert "93.8% of 128 greedy tokens" in shown
+    assert "100% of the 40 that rounding does not decide" in shown
 
 
 def test_json_and_plot(result: Result, tmp_path: Path) -> None:

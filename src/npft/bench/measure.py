@@ -138,12 +138,14 @@ class Agreement:
     Attributes:
         share: of the greedy choices that are the same.
         error: of the logits, the norm of the difference over the norm, at most.
-        decided: the share of same choices among those where the best logit leads the second by
-            more than twice the greatest difference of any logit: below 1 means an error.
+        clear: choices that rounding cannot change: the best logit leads the second by more than
+            twice the greatest difference of any logit.
+        decided: the share of same choices among the clear ones: below 1 means an error.
     """
 
     share: float
     error: float
+    clear: int
     decided: float
 
 
@@ -161,7 +163,8 @@ def agreement(one: Decoder, other: Decoder, tokens: int) -> Agreement:
         best = second.topk(2).values
         if best[0] - best[1] > 2 * difference.max():
             decided.append(same[-1])
-    return Agreement(sum(same) / tokens, max(errors), sum(decided) / max(1, len(decided)))
+    clear = len(decided)
+    return Agreement(sum(same) / tokens, max(errors), clear, sum(decided) / max(1, clear))
 
 
 def float_size(shape: Shape) -> float:

@@ -31,8 +31,8 @@ def render(result: Result) -> RenderableType:
     parts += [
         Text(
             f"{name}: {one.share:.1%} of 128 greedy tokens are those of the dequantized model, "
-            f"{one.decided:.1%} of those that rounding does not decide; logits differ by "
-            f"{one.error:.1e} at most"
+            f"{one.decided:.0%} of the {one.clear} that rounding does not decide; logits differ "
+            f"by {one.error:.1e} at most"
         )
         for name, one in result.agreements.items()
     ]
