@@ -19,13 +19,14 @@ ROOT = Path(npft.__file__).parent
 BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "progress", "seeding"},
+    {"errors", "progress", "seeding", "announcing"},
     {"grid", "losses", "recipes"},
     {"artifacts"},
     {"contracts", "model_checks"},
     {"hooks", "models"},
     {"packed"},
     {"checkpoints"},
+    {"hf"},
     BUILT_INS,
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing"},
     {"generation"},
@@ -40,11 +41,15 @@ LAYERS: tuple[set[str], ...] = (
     {"pipeline"},
     {"steps", "lm_eval_plugin"},
     {"cli"},
-    {"__main__"},
+    {"__main__", ""},
 )
 """Parts of the package from the bottom up: each may import what lies below it."""
 
-WHEN_CALLED = {("artifacts", "models"), ("artifacts", "checkpoints")}
+WHEN_CALLED = {
+    ("artifacts", "models"),
+    ("artifacts", "checkpoints"),
+    ("announcing", "hf"),
+}
 """Imports upwards that happen inside a method, for the convenience of its callers."""
 
 STAGES = BUILT_INS | {

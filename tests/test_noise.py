@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, ClassVar
 
 import pytest
@@ -212,3 +213,33 @@ def test_samplers_are_bound_once_to_each_matrix() -> None:
         assert sensitivity is scores[name]
         torch.testing.assert_close(first[name], torch.full_like(weight, index + 1.0))
         torch.testing.assert_close(second[name], first[name])
+
+
+class OneOfTwo(Sampler):
+    """Draws its size for each step, and counts what is bound."""
+
+    name: ClassVar[str] = "one-of-two"
+    sizes: tuple[float, ...] = (1.0, 2.0)
+    bound: ClassVar[list[tuple[float, ...]]] = []
+
+    def each_step(self, generator: torch.Generator) -> Sampler:
+        index = int(torch.randint(2, (), generator=generator))
+        return OneOfTwo(sizes=(self.sizes[index],))
+
+    def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
+        self.bound.append(self.sizes)
+        return constant(self.sizes[0])
+
+    def sample(self, *_: object) -> Tensor:
+        raise AssertionError("the bound object must draw")
+
+
+def test_a_sampler_may_choose_for_all_matrices_of_a_step() -> None:
+    model = tiny_model()
+    OneOfTwo.bound.clear()
+    source = noise(OneOfTwo(), everywhere(model))
+    steps = [differences(model, source) for _ in range(20)]
+    sizes = [{round(float(x), 4) for d in step.values() for x in d.flatten()} for step in steps]
+    assert all(len(found) == 1 for found in sizes)
+    assert {next(iter(found)) for found in sizes} == {1.0, 2.0}
+    assert Counter(OneOfTwo.bound) == {(1.0,): len(model.layers), (2.0,): len(model.layers)}

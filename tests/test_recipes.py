@@ -63,6 +63,7 @@ def test_published_values(recipe: str) -> None:
         "alpha": 32.0,
         "batch_size": 2,
         "warmup": 0.0,
+        "terms": "both",
         "balance": False,
         "rescore": True,
     }

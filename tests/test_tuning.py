@@ -37,7 +37,7 @@ architectures = pytest.mark.parametrize("architecture", ["Llama", "GPT2", "OPT"]
 def settings(**changes: Any) -> Tuning:
     """Two epochs of two steps with a small adapter and plain eq. 7, whatever the defaults are."""
     small = {"epochs": 2, "batch_size": 2, "rank": 2, "alpha": 4, "lr": 1e-2}
-    plain = {"beta": 0.5, "balance": False, "noise_bits": (4,)}
+    plain = {"beta": 0.5, "terms": "both", "balance": False, "noise_bits": (4,)}
     return Tuning(**{**small, **plain, **changes})
 
 
@@ -93,7 +93,10 @@ def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning
         if step == 0 or options.restart:
             optimizer.param_groups[0]["lr"] = options.lr
         noisy = loss(noise)
-        total = (noisy.log() if options.balance else noisy) + options.beta * loss(0.0)
+        clean = loss(0.0)
+        if options.balance:
+            noisy, clean = noisy.log(), clean.log()
+        total = noisy + options.beta * clean
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, options.clip)
@@ -125,6 +128,35 @@ def test_equation_7_by_hand(options: dict[str, Any]) -> None:
     without_noise = by_hand(model, windows, 0.0, chosen)
     largest = max(float((a - b).abs().max()) for a, b in zip(without_noise, expected, strict=True))
     assert largest > chosen.lr / 2
+
+
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize(("beta", "noise"), [(0.0, 0.05), (1e9, 0.0)])
+def test_odds_of_one_term_that_leave_no_choice(beta: float, noise: float, balance: bool) -> None:
+    """Then every step is the noisy one of eq. 7 at beta = 0, or the same without noise."""
+    model, chosen = tiny_model(), everywhere(tiny_model())
+
+    def trained(shift: float, **options: Any) -> Adapter:
+        return tune(
+            model, tiny_tokens(), chosen, constant(shift), CrossEntropy(),
+            settings(balance=balance, **options),
+        )  # fmt: skip
+
+    assert same(trained(0.05, terms="one", beta=beta), trained(noise, terms="both", beta=0.0))
+
+
+@pytest.mark.parametrize(("beta", "clean_share"), [(0.5, 1 / 3), (3.0, 3 / 4)])
+def test_one_term_at_each_step(beta: float, clean_share: float) -> None:
+    """Noise is on in the steps that tell a noisy loss, off in the others; 80 steps, 4 sigma."""
+    model = tiny_model()
+    clean, shaken = weights_of(model), []
+    watch = observed(lambda *_: shaken.append(not equal(weights_of(model), clean)))
+    options = settings(terms="one", beta=beta, epochs=20, batch_size=1, lr=1e-4)
+    losses = tune(model, tiny_tokens(), some(model), uniform(0.1), watch, options).losses
+    assert shaken == [not math.isnan(loss.noisy) for loss in losses]
+    assert shaken == [math.isnan(loss.clean) for loss in losses]
+    sigma = math.sqrt(clean_share * (1 - clean_share) / len(shaken))
+    assert abs(1 - sum(shaken) / len(shaken) - clean_share) < 4 * sigma
 
 
 def test_the_first_step_is_as_long_as_the_learning_rate() -> None:

@@ -47,7 +47,7 @@ class Noise:
         self._layers = layers
         self._keep = keep
         self._kept: dict[str, Tensor] = {}
-        self._bound: dict[str, Draw] = {}
+        self._bound: dict[tuple[Sampler, str], Draw] = {}
 
     def new_epoch(self) -> None:
         """Forget noise that was kept for an epoch."""
@@ -58,9 +58,10 @@ class Noise:
         """Within this scope the base weights carry noise; after it they are as before."""
         saved: list[tuple[Outliers, Tensor, Tensor]] = []
         grid = self._draw_grid()
+        sampler = self._sampler.each_step(self._random)
         try:
             with torch.no_grad():
-                for name, base, noise in self._noises(model, grid):
+                for name, base, noise in self._noises(model, sampler, grid):
                     chosen = self.outliers[name]
                     values = chosen.take(base)
                     saved.append((chosen, base, values))
@@ -71,7 +72,9 @@ class Noise:
                 for chosen, base, values in saved:
                     chosen.put_(base, values)
 
-    def _noises(self, model: LanguageModel, grid: Grid) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def _noises(
+        self, model: LanguageModel, sampler: Sampler, grid: Grid
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
         for name, layer in model.layers.items():
             chosen = self.outliers.get(name)
             if chosen is None or not len(chosen) or self._layers not in ("all", layer.kind):
@@ -82,16 +85,18 @@ class Noise:
                 continue
             weight = layer.weight
             positions = chosen.indices(base.device)
-            noise = self._draw(name, weight).sample(weight, positions, grid, self._random)
+            drawn = self._draw(sampler, name, weight)
+            noise = drawn.sample(weight, positions, grid, self._random)
             if self._keep:
                 self._kept[name] = noise
             yield name, base, noise
 
-    def _draw(self, name: str, weight: Tensor) -> Draw:
-        if name not in self._bound:
+    def _draw(self, sampler: Sampler, name: str, weight: Tensor) -> Draw:
+        key = (sampler, name)
+        if key not in self._bound:
             known = self._sensitivities[name] if self._sensitivities is not None else None
-            self._bound[name] = self._sampler.bind(weight, known)
-        return self._bound[name]
+            self._bound[key] = sampler.bind(weight, known)
+        return self._bound[key]
 
     def _draw_grid(self) -> Grid:
         if len(self._grids) == 1:

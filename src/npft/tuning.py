@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from npft import data
-from npft.adapters import Adapter, attached, dropout_of_adapter, extract, trainable
+from npft.adapters import Adapter, attached, extract, trainable
 from npft.artifacts import LanguageModel, Outliers, StepLoss
 from npft.contracts import Objective, Sampler
 from npft.errors import NpftError
@@ -20,6 +20,7 @@ from npft.grid import Grid
 from npft.noise import Noise
 from npft.progress import Progress, Silent
 from npft.seeding import generator, isolated_rng
+from npft.terms import BothTerms, NoNoise, OneTerm, Student, Terms, balanced, plain
 
 Rescore = Callable[[LanguageModel], Mapping[str, Outliers]]
 
@@ -29,17 +30,21 @@ class Tuning(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(3, ge=1, description="passes over the calibration windows")
+    epochs: int = Field(6, ge=1, description="passes over the calibration windows")
     lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     batch_size: int = Field(4, ge=1, description="windows per step")
     rank: int = Field(64, ge=1, description="rank of the LoRA adapter")
     alpha: float = Field(
-        32.0, gt=0, description="LoRA's alpha: the adapter is scaled by alpha/rank"
+        128.0, gt=0, description="LoRA's alpha: the adapter is scaled by alpha/rank"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    beta: float = Field(30.0, ge=0, description="weight of the clean loss in eq. 7")
+    beta: float = Field(0.5, ge=0, description="weight of the clean loss in eq. 7")
+    terms: Literal["both", "one"] = Field(
+        "one",
+        description="whether a step takes both terms of eq. 7, or one drawn with odds 1 : beta",
+    )
     balance: bool = Field(
-        True, description="divide the noisy loss by its own size, so that every grid counts alike"
+        True, description="divide each loss by its own size, so that every grid counts alike"
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising rate")
@@ -175,7 +180,7 @@ def _train(
         steps = per_epoch if settings.restart else per_epoch * settings.epochs
         optimizer, schedule = _optimizer(wrapped, settings, steps)
         wrapped.eval()
-        step = _Step(wrapped, adapted, objective, settings, noise)
+        step = _terms(settings, Student(wrapped, adapted, objective, noise), noise, seed)
         order = _batches(windows, settings, seed, model.device)
         epoch = 0
         for number, (new_epoch, tokens) in enumerate(
@@ -197,73 +202,13 @@ def _train(
         return extract(wrapped, losses)
 
 
-class _Step:
-    """Gradients of eq. 7 on one batch: noisy term, then clean term."""
-
-    def __init__(
-        self,
-        wrapped: PeftModel,
-        adapted: LanguageModel,
-        objective: Objective,
-        settings: Tuning,
-        noise: Noise | None,
-    ) -> None:
-        self._wrapped = wrapped
-        self._adapted = adapted
-        self._objective = objective
-        self._beta = settings.beta
-        self._balance = settings.balance
-        self._noise = noise
-
-    def __call__(self, tokens: Tensor) -> tuple[float, float]:
-        original = self._original(tokens)
-        if self._noise is None:
-            # Without noise both terms of eq. 7 are one and the same.
-            clean = self._loss(tokens, original)
-            ((1 + self._beta) * clean).backward()
-            return _finite(clean), _finite(clean)
-        with self._noise.applied(self._adapted):
-            noisy = self._loss(tokens, original)
-            value = _finite(noisy)
-            (noisy / self._size(value)).backward()
-        if self._beta == 0:
-            return value, math.nan
-        clean = self._loss(tokens, original)
-        (self._beta * clean).backward()
-        return value, _finite(clean)
-
-    def _size(self, noisy: float) -> float:
-        """What the noisy term is divided by: dividing by itself makes it the gradient of its log.
-
-        Coarse grids lose a hundred times more than fine ones; undivided, theirs would be the only
-        gradients that count.
-        """
-        return max(noisy, 1e-3) if self._balance else 1.0
-
-    def _original(self, tokens: Tensor) -> object | None:
-        """The original model is this one with its adapter off: no second copy is held."""
-        if not self._objective.needs_original:
-            return None
-        with torch.no_grad(), self._wrapped.disable_adapter():
-            return self._forward(tokens)
-
-    def _loss(self, tokens: Tensor, original: object | None) -> Tensor:
-        with dropout_of_adapter(self._wrapped):
-            student = self._forward(tokens)
-        return self._objective.loss(student, tokens, original)
-
-    def _forward(self, tokens: Tensor) -> object:
-        hidden = self._objective.needs_hidden_states
-        return self._wrapped(input_ids=tokens, output_hidden_states=hidden, use_cache=False)
-
-
-def _finite(loss: Tensor) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise NpftError(
-            f"the tuning loss became {value}: lower tuning.lr or the noise, or tune in float32"
-        )
-    return value
+def _terms(settings: Tuning, student: Student, noise: Noise | None, seed: int) -> Terms:
+    scale = balanced if settings.balance else plain
+    if noise is None:
+        return NoNoise(student, settings.beta)
+    if settings.terms == "one":
+        return OneTerm(student, settings.beta, scale, generator(seed, "terms"))
+    return BothTerms(student, settings.beta, scale)
 
 
 def _optimizer(

@@ -39,28 +39,24 @@ def test_noise_takes_the_weight_to_where_rounding_takes_it(grid: Grid) -> None:
     assert torch.equal(noise, error(RTN(bits=grid.bits, group_size=grid.group_size), moved))
 
 
-def test_codebooks_are_those_of_the_weight_at_the_start() -> None:
+@pytest.mark.parametrize("grid", [Grid(4), Grid(3)])
+def test_codebooks_follow_the_weight(grid: Grid) -> None:
     drawn = Residual(quantizers=("kmeans",)).bind(WEIGHT, SCORES)
-    noise = drawn.sample(WEIGHT, POSITIONS, Grid(3), source())
-    assert torch.equal(noise, error(KMeans(bits=3), WEIGHT))
-    moved = WEIGHT + 0.1 * normal(8, 64, seed=2)
-    codebook = KMeans(bits=3).quantize_weight(WEIGHT, SCORES).tables()["codebook"].float()
-    distances = (moved[:, :, None] - codebook[:, None]).abs()
-    nearest = codebook.gather(1, distances.argmin(2))
-    expected = (nearest - moved).flatten()[POSITIONS]
-    found = drawn.sample(moved, POSITIONS, Grid(3), source())
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    follow = KMeans(bits=grid.bits).follow(WEIGHT, SCORES)
+    for step in range(3):
+        moved = WEIGHT + 0.1 * step * normal(8, 64, seed=2)
+        noise = drawn.sample(moved, POSITIONS, grid, source())
+        expected = (follow(moved).dequantize() - moved).flatten()[POSITIONS]
+        assert torch.equal(noise, expected)
 
 
-def test_each_quantizer_gets_its_turn() -> None:
-    drawn, random = Residual().bind(WEIGHT, SCORES), source()
-    by_rounding, by_clusters = error(RTN(bits=4), WEIGHT), error(KMeans(bits=4), WEIGHT)
-    turns = []
-    for _ in range(60):
-        noise = drawn.sample(WEIGHT, POSITIONS, Grid(4), random)
-        assert torch.equal(noise, by_rounding) != torch.equal(noise, by_clusters)
-        turns.append(torch.equal(noise, by_rounding))
-    assert 15 <= sum(turns) <= 45
+def test_a_step_has_one_quantizer_and_each_gets_its_turn() -> None:
+    random = source()
+    turns = [Residual().each_step(random) for _ in range(60)]
+    assert {turn.quantizers for turn in turns} == {("rtn",), ("kmeans",)}
+    assert 15 <= sum(turn.quantizers == ("rtn",) for turn in turns) <= 45
+    only = Residual(quantizers=("rtn",))
+    assert only.each_step(random) == only
 
 
 @pytest.mark.parametrize("options", [{"quantizers": ()}, {"quantizers": ("gptq",)}], ids=str)

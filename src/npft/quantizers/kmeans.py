@@ -38,13 +38,31 @@ class KMeans(Quantizer):
     def follow(
         self, weight: Tensor, sensitivity: Tensor | None
     ) -> Callable[[Tensor], PackedWeight]:
-        """Search the codebook once; afterwards assign the moved weights to its nearest entries."""
-        packed = self.quantize_weight(weight, sensitivity)
-        codebook = packed.tables()["codebook"]
-        borders = codebook.float().unfold(1, 2, 1).mean(2)
+        """Search the codebook once; afterwards one step of Lloyd's algorithm each time.
+
+        The weights are assigned to the nearest entries of the last codebook, whose entries then
+        become the weighted means of their members. A codebook that stood still would let tuning
+        fit entries that no later search finds.
+        """
+        searched = self.quantize_weight(weight, sensitivity)
+        codebook = searched.tables()["codebook"].float()
+        weights = torch.ones_like(weight) if sensitivity is None else sensitivity
 
         def assign(moved: Tensor) -> PackedWeight:
-            codes = torch.searchsorted(borders, moved.float().contiguous())
-            return CodebookWeight(codes.to(torch.uint8), codebook, self.bits)
+            nonlocal codebook
+            moved = moved.float().contiguous()
+            codes = torch.searchsorted(codebook.unfold(1, 2, 1).mean(2), moved)
+            codebook = _means(moved, weights, codes, codebook)
+            return CodebookWeight(codes.to(torch.uint8), half(codebook), self.bits)
 
         return assign
+
+
+def _means(values: Tensor, weights: Tensor, codes: Tensor, empty: Tensor) -> Tensor:
+    """Weighted means ``(rows, clusters)`` of each row's clusters; ``empty`` for those of no weight.
+
+    Clusters are intervals in ascending order, so their means ascend as well, up to rounding.
+    """
+    mass = torch.zeros_like(empty).scatter_add_(1, codes, weights)
+    moment = torch.zeros_like(empty).scatter_add_(1, codes, weights * values)
+    return torch.where(mass > 0, moment / mass, empty).cummax(1).values

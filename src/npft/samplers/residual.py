@@ -17,11 +17,12 @@ from npft.quantizers.rtn import RTN
 
 
 class Residual(Sampler):
-    r"""The real residual ``Q(w) - w`` of a quantizer drawn at random for each matrix and step.
+    r"""The real residual ``Q(w) - w`` of a quantizer drawn at random for each step.
 
     With base weight W and adapter UV the forward pass then sees exactly ``Q(W + UV)``, while the
     gradient passes straight through to the adapter, as in quantization-aware training. Drawing
     among several quantizers and bit widths keeps what is learned from fitting only one of them.
+    All matrices of a step have the same one, as they will have when they are quantized.
     The residual of a given quantizer is not random; its mean over a matrix is near zero, but not
     exactly so.
     """
@@ -36,6 +37,10 @@ class Residual(Sampler):
         """Only k-means does."""
         return "kmeans" in self.quantizers
 
+    def each_step(self, generator: torch.Generator) -> Sampler:
+        drawn = self.quantizers[_index(len(self.quantizers), generator)]
+        return self.model_copy(update={"quantizers": (drawn,)})
+
     def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
         return _Residuals(self.quantizers, sensitivity)
 
@@ -46,7 +51,7 @@ class Residual(Sampler):
 
 
 class _Residuals:
-    """The quantizers of one matrix; a codebook is searched when it is first drawn."""
+    """The quantizers of one matrix; each one's search is done when it is first drawn."""
 
     def __init__(self, quantizers: tuple[str, ...], sensitivity: Tensor | None) -> None:
         self._quantizers = quantizers

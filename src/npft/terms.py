@@ -1,0 +1,160 @@
+"""The two terms of eq. 7, L(W + z + UV) and L(W + UV), and their gradients on one batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from npft.adapters import dropout_of_adapter
+from npft.artifacts import LanguageModel
+from npft.contracts import Objective
+from npft.errors import NpftError
+from npft.noise import Noise
+
+_SMALLEST = 1e-3  # nats: below this a loss is as good as zero, and its logarithm no guide
+
+
+class Terms(Protocol):
+    """Adds the gradients of one step to the adapter and tells its losses.
+
+    Returns ``(noisy, clean)`` in nats per token, NaN for one that was not evaluated.
+    """
+
+    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+        """Tokens ``(batch, context)``."""
+        ...
+
+
+class Student:
+    """The adapted model's loss on a batch, with or without noise on the base weights."""
+
+    def __init__(
+        self, wrapped: PeftModel, adapted: LanguageModel, objective: Objective, noise: Noise | None
+    ) -> None:
+        self._wrapped = wrapped
+        self._adapted = adapted
+        self._objective = objective
+        self._noise = noise
+
+    def original(self, tokens: Tensor) -> object | None:
+        """The original model's output: this one with its adapter off, so no second copy is held."""
+        if not self._objective.needs_original:
+            return None
+        with torch.no_grad(), self._wrapped.disable_adapter():
+            return self._forward(tokens)
+
+    def clean(self, tokens: Tensor, original: object | None, scale: Scale) -> float:
+        """Backward through ``scale(L(W + UV))``; L."""
+        loss = self._loss(tokens, original)
+        value = finite(loss)
+        scale(loss, value).backward()
+        return value
+
+    def noisy(self, tokens: Tensor, original: object | None, scale: Scale) -> float:
+        """Backward through ``scale(L(W + z + UV))`` with fresh noise z; L."""
+        assert self._noise is not None
+        with self._noise.applied(self._adapted):
+            return self.clean(tokens, original, scale)
+
+    def _loss(self, tokens: Tensor, original: object | None) -> Tensor:
+        with dropout_of_adapter(self._wrapped):
+            student = self._forward(tokens)
+        return self._objective.loss(student, tokens, original)
+
+    def _forward(self, tokens: Tensor) -> object:
+        hidden = self._objective.needs_hidden_states
+        return self._wrapped(input_ids=tokens, output_hidden_states=hidden, use_cache=False)
+
+
+class Scale(Protocol):
+    """What becomes of a loss before its gradient is taken."""
+
+    def __call__(self, loss: Tensor, value: float, /) -> Tensor:
+        """``value`` is the loss as a number."""
+        ...
+
+
+def plain(loss: Tensor, _: float) -> Tensor:
+    """The loss itself."""
+    return loss
+
+
+def balanced(loss: Tensor, value: float) -> Tensor:
+    """The loss divided by its own size, whose gradient is that of its logarithm.
+
+    Coarse grids lose a hundred times more than fine ones; undivided, theirs would be the only
+    gradients that count.
+    """
+    return loss / max(value, _SMALLEST)
+
+
+class BothTerms:
+    r"""Each step takes :math:`L(W + z + UV) + \beta L(W + UV)`, eq. 7 as it stands."""
+
+    def __init__(self, student: Student, beta: float, scale: Scale) -> None:
+        self._student = student
+        self._beta = beta
+        self._scale = scale
+
+    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+        original = self._student.original(tokens)
+        noisy = self._student.noisy(tokens, original, self._scale)
+        if self._beta == 0:
+            return noisy, math.nan
+        return noisy, self._student.clean(tokens, original, self._weighted)
+
+    def _weighted(self, loss: Tensor, value: float) -> Tensor:
+        return self._beta * self._scale(loss, value)
+
+
+class OneTerm:
+    r"""Each step takes one term, the clean one with probability :math:`\beta / (1 + \beta)`.
+
+    The expected gradient is that of eq. 7 over :math:`1 + \beta`; for the price of a step that
+    takes both, two steps are made.
+    """
+
+    def __init__(
+        self, student: Student, beta: float, scale: Scale, random: torch.Generator
+    ) -> None:
+        self._student = student
+        self._clean_share = beta / (1 + beta)
+        self._scale = scale
+        self._random = random
+
+    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+        original = self._student.original(tokens)
+        if float(torch.rand((), generator=self._random)) < self._clean_share:
+            return math.nan, self._student.clean(tokens, original, self._scale)
+        return self._student.noisy(tokens, original, self._scale), math.nan
+
+
+class NoNoise:
+    """The control's step: without noise the terms of eq. 7 are one and the same."""
+
+    def __init__(self, student: Student, beta: float) -> None:
+        self._student = student
+        self._factor = 1 + beta
+
+    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+        original = self._student.original(tokens)
+        loss = self._student.clean(tokens, original, lambda loss, _: self._factor * loss)
+        return loss, loss
+
+
+def finite(loss: Tensor) -> float:
+    """The loss as a number.
+
+    Raises:
+        NpftError: it is NaN or infinite.
+    """
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise NpftError(
+            f"the tuning loss became {value}: lower tuning.lr or the noise, or tune in float32"
+        )
+    return value
