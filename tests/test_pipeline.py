@@ -114,7 +114,8 @@ def test_config_is_written_in_full(finished) -> None:
     assert written["tuning"].keys() == Tuning.model_fields.keys()
     assert written["tuning"]["rank"] == 4
     assert written["sampler"] == {"name": "residual", "quantizers": ["rtn", "kmeans"]}
-    assert written["quant"] == [{"name": "rtn", "group_size": 0}, {"name": "kmeans"}]
+    rtn = {"name": "rtn", "group_size": 0, "sym": False, "format": "npft"}
+    assert written["quant"] == [rtn, {"name": "kmeans"}]
 
 
 def test_stages_alone_give_what_run_gives(finished, tmp_path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from npft import stages
+from npft import checkpoints, stages
 from npft.adapters import Adapter
 from npft.artifacts import LanguageModel, Report
 from npft.contracts import Quantizer
@@ -31,12 +31,14 @@ def available(
     for quantizer in quantizers:
         try:
             quantizer.check(model)
+            checkpoints.check(quantizer, model)
         except Unavailable as reason:
             unable[quantizer.label] = str(reason)
-            progress.note(f"{quantizer.label} is not available: {reason}")
         else:
             able.append(quantizer)
     require_some(able, unable)
+    for label, why in unable.items():
+        progress.note(f"{label} is not available: {why}")
     return tuple(able), unable
 
 
@@ -62,14 +64,14 @@ def compare(
     for which in ("tuned", "original", "control"):
         if which == "original":
             known = scored.sensitivities
-            yield from _measure(work, which, work.model, known, references, clock)
+            yield from measure(work, which, work.model, known, references, clock)
         elif which in adapters:
             merged = stages.merge(work, which, adapters[which])
-            yield from _measure(work, which, merged, None, references, clock)
+            yield from measure(work, which, merged, None, references, clock)
             del merged
 
 
-def _measure(
+def measure(
     work: Workspace,
     which: str,
     model: LanguageModel,
@@ -77,6 +79,10 @@ def _measure(
     references: Mapping[str, Original],
     clock: Clock,
 ) -> Iterator[Report]:
+    """The rows of one model, as float and through each quantizer; the tuned one's are kept.
+
+    ``known`` are its sensitivities, if they are there already.
+    """
     with clock.timing("evaluate"):
         rows = stages.measure(work, references, which, model)
     yield Report(rows)

@@ -67,6 +67,18 @@ def minmax(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return scale, zero
 
 
+def symmetric(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the symmetric grid, each ``(out, groups)``.
+
+    ``scale = 2 max|w| / (2**bits - 1)`` and ``zero = 2**(bits - 1)`` (as in GPTQ and
+    compressed-tensors). An all-zero group gets scale 1, which represents it exactly.
+    """
+    largest = grid.groups(weight).abs().amax(dim=2)
+    scale = largest / (grid.max_code / 2)
+    scale = scale.masked_fill(scale == 0, 1.0)
+    return scale, scale.new_full(scale.shape, 2 ** (grid.bits - 1))
+
+
 def encode(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     """Codes in ``0 .. 2**bits - 1`` of the nearest grid points, shaped like ``weight``."""
     grouped = grid.groups(weight)

@@ -110,6 +110,15 @@ def save(model: LanguageModel, folder: Path) -> None:
         ) from error
 
 
+def save_words(model: LanguageModel, folder: Path) -> None:
+    """Write what generates text beside the weights: tokenizer and generation defaults."""
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    with _quiet(), _saveable(model.network):
+        if model.network.can_generate():
+            model.network.generation_config.save_pretrained(folder)  # type: ignore[union-attr,operator]
+
+
 def find_linear_layers(network: nn.Module) -> dict[str, LinearLayer]:
     """The quantizable linear layers: those inside the repeated decoder blocks, by structure.
 

@@ -159,8 +159,8 @@ def test_leaves_the_random_state_alone() -> None:
 def test_many_blocks_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = sample("laplace/lognormal", 100, 120, seed=4)
     whole = weighted_kmeans_1d(x, w, 8)
-    monkeypatch.setattr("npft.quantizers.kmeans_1d._BLOCK", 1000)
-    monkeypatch.setattr("npft.quantizers.kmeans_1d._SLICE", 2**13)
+    monkeypatch.setattr("npft.quantizers.kmeans_1d._CPU_BLOCK", 1000)
+    monkeypatch.setattr("npft.quantizers.kmeans_search._CPU_PAIRS", 2**13)
     parts = weighted_kmeans_1d(x, w, 8)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 

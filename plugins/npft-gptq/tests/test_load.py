@@ -36,6 +36,10 @@ CASES = {
 }
 """Groups of 32 at least: transformers picks a kernel that knows no smaller ones."""
 
+UNOPENED = {("transformers", "gptq-gpt2")}
+"""transformers 5.23 opens no GPT-2 in the GPTQ format, whoever wrote it: before it loads it
+initialises ``c_proj.weight``, which packed layers lack."""
+
 
 def model_with_extreme_zeros(architecture: str) -> LanguageModel:
     """Rows of one sign put the zero point at both ends of the codes.
@@ -69,7 +73,7 @@ def opened(
 ) -> tuple[str, Path, dict[str, QuantizedModel]]:
     out = tmp_path_factory.mktemp(request.param)
     script = Path(__file__).with_name("opened.py")
-    folders = [saved[0] / name for name in CASES]
+    folders = [saved[0] / name for name in CASES if (request.param, name) not in UNOPENED]
     subprocess.run([sys.executable, script, request.param, out, *folders], check=True)
     return request.param, out, saved[1]
 
@@ -80,6 +84,8 @@ def test_the_same_model(
     opened: tuple[str, Path, dict[str, QuantizedModel]], name: str, dtype: torch.dtype
 ) -> None:
     library, out, made = opened
+    if (library, name) in UNOPENED:
+        pytest.skip("transformers cannot open GPT-2 in the GPTQ format")
     found = load_file(out / f"{name}-{str(dtype).removeprefix('torch.')}.safetensors")
     here = logits(made[name].model.copy(), dtype)
     distance = float((found.pop("logits") - here).norm() / here.norm())

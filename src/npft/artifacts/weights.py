@@ -23,7 +23,7 @@ class SparsePart:
     Attributes:
         row_offsets: ``(out + 1,)`` int32; row i has the entries ``row_offsets[i]`` up to, not
             including, ``row_offsets[i + 1]``.
-        columns: ``(k,)`` int32 or uint16, ascending in each row.
+        columns: ``(k,)`` int32, ascending in each row.
         values: ``(k,)`` float16.
     """
 
@@ -53,7 +53,7 @@ class SparsePart:
 
     @property
     def storage_bits(self) -> int:
-        """Bits as stored: values, columns and row offsets (48 per entry with int32 columns)."""
+        """Bits as stored: values, columns and row offsets (48 per entry, 32 per row)."""
         return sum(8 * part.nbytes for part in (self.values, self.columns, self.row_offsets))
 
     def tables(self) -> dict[str, Tensor]:

@@ -1,7 +1,18 @@
-"""Checkpoints of quantized models, one format per file."""
+"""Checkpoints of quantized models: plain Hugging Face folders, in one of several formats.
+
+Every folder has the model's ``config.json``, whose ``quantization_config`` says how its weights
+are stored, the tokenizer, and ``model.safetensors`` with the parameters that are not quantized
+under their own names and a few tensors ``NAME.SUFFIX`` per quantized layer; see the format's
+module for which. ``quantization.json`` beside them says what npft made it with; other software
+does not need it.
+"""
 
 from __future__ import annotations
 
-from npft.checkpoints.npft import MANIFEST, WEIGHTS, load, save
+from npft.checkpoints.formats import FORMATS, check
+from npft.checkpoints.loading import load
+from npft.checkpoints.manifest import MANIFEST
+from npft.checkpoints.saving import save
+from npft.checkpoints.stored import WEIGHTS
 
-__all__ = ["MANIFEST", "WEIGHTS", "load", "save"]
+__all__ = ["FORMATS", "MANIFEST", "WEIGHTS", "check", "load", "save"]

@@ -1,168 +1,144 @@
-"""Packed checkpoints: safetensors with bit-packed codes and their tables.
+"""npft's own format: every kind of weight that npft makes.
 
-Layout of a folder: the Hugging Face ``config.json`` and tokenizer; ``model.safetensors`` with the
-parameters that are not quantized under their own names and, per quantized layer NAME,
+Per quantized layer NAME, with a weight ``(out, in)``:
 
 - ``NAME.codes``: ``(out, ceil(in * bits / 8))`` uint8, each row a little-endian bit stream in
   which code j occupies the bits ``j * bits .. (j + 1) * bits - 1``;
-- ``NAME.scale``, ``NAME.zero``: ``(out, groups)`` float16 and uint8 (layout ``uniform``), or
-- ``NAME.codebook``: ``(out, 2**bits)`` float16 (layout ``codebook``);
+- layout ``uniform``: ``NAME.scale`` and ``NAME.zero``, ``(out, groups)`` float16 and uint8, so that
+  ``w = (code - zero) * scale``; with ``act_order``, ``NAME.g_idx``, ``(in,)`` int32, the group of
+  each input, which else is its index divided by the group size;
+- layout ``codebook``: ``NAME.codebook``, ``(out, 2**bits)`` float16, so that
+  ``w = codebook[row, code]``;
+- with ``sparse`` = k, k entries that are added to that, in compressed sparse rows:
+  ``NAME.sparse_row_offsets``, ``(out + 1,)`` int32, ``NAME.sparse_columns``, ``(k,)`` int32, and
+  ``NAME.sparse_values``, ``(k,)`` float16.
 
-and ``quantization.json``: ``{"format": 1, "quantizer", "bits", "group_size", "layers": {NAME:
-{"layout", "in_features"}}}``.
+``quantization_config`` is ``{"quant_method": "npft", "version": 2, "bits", "group_size", "layers":
+{NAME: {"layout", "bits", "group_size", "act_order", "sparse"}}}``, where ``sparse`` is null without
+such a part. ``AutoModelForCausalLM.from_pretrained`` opens it after ``import npft``.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from npft import models
 from npft.artifacts import (
     CodebookWeight,
-    LanguageModel,
     PackedWeight,
     QuantizedModel,
     SparsePart,
     UniformWeight,
 )
+from npft.checkpoints.format import Format
+from npft.checkpoints.stored import Stored
 from npft.errors import NpftError
-from npft.packed.bits import pack, unpack
+from npft.packed.bits import pack as pack_bits
+from npft.packed.bits import unpack as unpack_bits
 
-MANIFEST = "quantization.json"
-WEIGHTS = "model.safetensors"
+VERSION = 2
+
+_SPARSE = ("sparse_row_offsets", "sparse_columns", "sparse_values")
 
 
-def save(quantized: QuantizedModel, folder: Path) -> None:
-    """Write a packed checkpoint into ``folder``, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    network = quantized.model.network
-    network.config.save_pretrained(folder)
-    if quantized.model.tokenizer is not None:
-        quantized.model.tokenizer.save_pretrained(folder)
-    tensors = _unquantized(quantized)
-    manifest: dict[str, Any] = {
-        "format": 1,
-        "quantizer": quantized.quantizer,
-        "bits": quantized.bits,
-        "group_size": quantized.group_size,
-        "variant": quantized.variant,
-        "notes": list(quantized.notes),
-        "layers": {},
+class NpftFormat(Format):
+    """npft's own format."""
+
+    method: ClassVar[str] = "npft"
+
+    def settings(self, quantized: QuantizedModel) -> dict[str, Any]:
+        return {
+            "quant_method": self.method,
+            "version": VERSION,
+            "bits": quantized.bits,
+            "group_size": quantized.group_size,
+            "layers": {name: _entry(weight) for name, weight in quantized.weights.items()},
+        }
+
+    def pack(self, weight: PackedWeight, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"codes": pack_bits(weight.codes, weight.bits), **weight.tables()}
+
+    def unpack(self, stored: Stored, settings: Mapping[str, Any]) -> PackedWeight:
+        if settings.get("version") != VERSION:
+            raise NpftError(f"its layout is of version {settings.get('version')!r}, not {VERSION}")
+        stored.require(stored.name in settings["layers"], "is neither quantized nor in float")
+        entry = settings["layers"][stored.name]
+        kinds = tensor_kinds(entry, stored.shape)
+        tensors = {name: stored.take(name, *kind) for name, kind in kinds.items()}
+        return assemble(tensors, entry, stored)
+
+
+def _entry(weight: PackedWeight) -> dict[str, Any]:
+    return {
+        "layout": weight.layout,
+        "bits": weight.bits,
+        "group_size": getattr(weight, "group_size", 0),
+        "act_order": getattr(weight, "g_idx", None) is not None,
+        "sparse": None if weight.sparse is None else weight.sparse.values.numel(),
     }
-    for name, weight in quantized.weights.items():
-        tensors[f"{name}.codes"] = pack(weight.codes, weight.bits).cpu()
-        for table, values in weight.tables().items():
-            tensors[f"{name}.{table}"] = values.cpu().contiguous()
-        manifest["layers"][name] = {"layout": weight.layout, "in_features": weight.shape[1]}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: Path, *, device: str = "auto", dtype: str = "float32") -> QuantizedModel:
-    """Open a packed checkpoint as a model that runs on the dequantized weights.
+def tensor_kinds(
+    entry: Mapping[str, Any], shape: tuple[int, int]
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every tensor of a layer, by suffix.
+
+    Args:
+        entry: the layer's among ``layers`` of the settings.
+        shape: ``(out, in)`` of its weight.
+    """
+    out_features, in_features = shape
+    bits, entries = int(entry["bits"]), entry["sparse"]
+    groups = in_features // int(entry["group_size"] or in_features)
+    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "codes": ((out_features, -(-in_features * bits // 8)), torch.uint8)
+    }
+    if entry["layout"] == CodebookWeight.layout:
+        kinds["codebook"] = ((out_features, 2**bits), torch.float16)
+    elif entry["layout"] == UniformWeight.layout:
+        kinds["scale"] = ((out_features, groups), torch.float16)
+        kinds["zero"] = ((out_features, groups), torch.uint8)
+        if entry["act_order"]:
+            kinds["g_idx"] = ((in_features,), torch.int32)
+    else:
+        raise NpftError(f"the layout {entry['layout']!r} is unknown")
+    if entries is not None:
+        sizes, types = (out_features + 1, entries, entries), (torch.int32, torch.int32, torch.half)
+        kinds |= {n: ((size,), t) for n, size, t in zip(_SPARSE, sizes, types, strict=True)}
+    return kinds
+
+
+def assemble(
+    tensors: Mapping[str, Tensor], entry: Mapping[str, Any], stored: Stored
+) -> PackedWeight:
+    """The weight that tensors of the right shapes stand for.
 
     Raises:
-        NpftError: the folder holds no packed checkpoint, or a broken one.
+        NpftError: an index is out of range.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        config = AutoConfig.from_pretrained(folder)
-        network = AutoModelForCausalLM.from_config(config, dtype=models.DTYPES[dtype])
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model = models.wrap(network, tokenizer, str(folder))
-        weights = _fill(model, manifest, tensors)
-    except NpftError:
-        raise
-    except Exception as error:
-        raise NpftError(
-            f"{str(folder)!r} holds no packed checkpoint that npft can read: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
-    network.to(models.pick_device(device))
-    return QuantizedModel(
-        model,
-        weights,
-        manifest["quantizer"],
-        manifest["bits"],
-        manifest["group_size"],
-        notes=tuple(manifest.get("notes", ())),
-        variant=manifest.get("variant", ""),
-    )
+    bits, group_size = int(entry["bits"]), int(entry["group_size"])
+    codes = unpack_bits(tensors["codes"], bits, stored.shape[1])
+    sparse = SparsePart(*(tensors[n] for n in _SPARSE)) if _SPARSE[0] in tensors else None
+    if sparse is not None:
+        _check_sparse(sparse, stored)
+    if "codebook" in tensors:
+        return CodebookWeight(codes, tensors["codebook"], bits, sparse)
+    scale, zero, g_idx = tensors["scale"], tensors["zero"], tensors.get("g_idx")
+    if g_idx is not None:
+        stored.check_groups(g_idx, scale.shape[1])
+    stored.require(int(zero.max()) < 2**bits, f"has zero points that {bits} bits do not hold")
+    return UniformWeight(codes, scale, zero, bits, group_size, g_idx, sparse)
 
 
-def _unquantized(quantized: QuantizedModel) -> dict[str, Tensor]:
-    """Parameters and saved buffers beside the packed weights, each tied one once."""
-    network = quantized.model.network
-    packed = {id(layer.module.weight) for layer in quantized.model.layers.values()}
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in network.state_dict(keep_vars=True).items():
-        if id(value) not in packed and id(value) not in seen:
-            seen.add(id(value))
-            tensors[name] = value.detach().cpu().contiguous()
-    return tensors
-
-
-def _fill(
-    model: LanguageModel, manifest: dict[str, Any], tensors: dict[str, Tensor]
-) -> dict[str, PackedWeight]:
-    weights: dict[str, PackedWeight] = {}
-    for name, entry in manifest["layers"].items():
-        layer = model.layers.get(name)
-        if layer is None:
-            raise NpftError(f"the checkpoint quantizes {name}, which the model does not have")
-        weights[name] = _unpack_layer(name, entry, manifest, tensors)
-        if weights[name].shape != tuple(layer.weight.shape):
-            raise NpftError(f"layer {name} has shape {weights[name].shape} in the checkpoint")
-        layer.weight.copy_(weights[name].dequantize())
-    rest = {n: t for n, t in tensors.items() if n.rpartition(".")[0] not in manifest["layers"]}
-    rest |= {n: t for n, t in tensors.items() if n.endswith(".bias")}
-    missing = set(model.network.load_state_dict(rest, strict=False).missing_keys)
-    missing -= {f"{name}.weight" for name in weights} | _tied(model)
-    if missing:
-        raise NpftError(f"the checkpoint lacks {sorted(missing)[0]}")
-    return weights
-
-
-def _tied(model: LanguageModel) -> set[str]:
-    """Names that share a tensor with another: filled through that one."""
-    state = model.network.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    return {name for name, value in state.items() if first.setdefault(id(value), name) != name}
-
-
-def _unpack_layer(
-    name: str, entry: dict[str, Any], manifest: dict[str, Any], tensors: dict[str, Tensor]
-) -> PackedWeight:
-    bits = int(manifest["bits"])
-    sparse = _sparse(name, tensors)
-    codes = unpack(tensors[f"{name}.codes"], bits, int(entry["in_features"]))
-    if entry["layout"] == CodebookWeight.layout:
-        codebook = tensors[f"{name}.codebook"]
-        if codebook.shape != (codes.shape[0], 2**bits):
-            raise NpftError(f"layer {name} has a codebook of shape {tuple(codebook.shape)}")
-        return CodebookWeight(codes, codebook, bits, sparse)
-    if entry["layout"] == UniformWeight.layout:
-        group = int(manifest["group_size"])
-        scale, zero = tensors[f"{name}.scale"], tensors[f"{name}.zero"].to(torch.uint8)
-        g_idx = tensors.get(f"{name}.g_idx")
-        return UniformWeight(codes, scale, zero, bits, group, g_idx, sparse)
-    raise NpftError(f"layer {name} has the unknown layout {entry['layout']!r}")
-
-
-def _sparse(name: str, tensors: dict[str, Tensor]) -> SparsePart | None:
-    if f"{name}.sparse_values" not in tensors:
-        return None
-    parts = ("row_offsets", "columns", "values")
-    return SparsePart(*(tensors[f"{name}.sparse_{part}"] for part in parts))
+def _check_sparse(sparse: SparsePart, stored: Stored) -> None:
+    offsets, in_features = sparse.row_offsets, stored.shape[1]
+    ascending = bool((offsets.diff() >= 0).all())
+    whole = int(offsets[0]) == 0 and int(offsets[-1]) == sparse.columns.numel()
+    stored.require(ascending and whole, "has a sparse part whose rows do not add up")
+    inside = bool(((sparse.columns >= 0) & (sparse.columns < in_features)).all())
+    stored.require(inside, f"has a sparse part with columns outside 0..{in_features - 1}")
+    rising = bool((sparse.positions(in_features).diff() > 0).all())
+    stored.require(rising, "has a sparse part whose columns do not ascend in each row")

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Moves a border may make in one round: a few values, or a share of the cluster beside it. The
-# share 1 puts it on its neighbour, so one round can merge two clusters and split another.
-_NEAR = (1, 2)
-_SHARES = (0.02, 0.04, *(i / 16 for i in range(1, 17)))
-_ROUNDS = 50  # 3 to 5 are typical; rows that no longer improve drop out
-_GRID = 64  # border positions tried jointly before the rounds
-_GRID_CLUSTERS = 16  # above this, that costs more than it saves
-_BLOCK = 2**20  # values prepared at once: about 200 MB
-_SLICE = 2**18  # candidate pairs weighed at once: on a CPU, what stays in its cache
-_TINY = 1e-15  # rounding error of the prefix sums: keeps empty clusters from dividing 0 by 0
+from npft.quantizers.kmeans_search import BorderSearch, Map, slice_map
 
-_Map = Callable[[Callable[[Tensor], Any], Any], Any]
+_GRID = 32  # border positions tried jointly at first
+_GRID_CLUSTERS = 16  # above this, that costs more than it saves
+_CPU_BLOCK = 2**20  # values prepared at once: about 200 MB
+_GPU_BLOCK = 2**24  # about 2.5 GB; with fewer, launching operations takes longer than they do
 
 
 def weighted_kmeans_1d(values: Tensor, weights: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
@@ -58,8 +47,8 @@ def weighted_kmeans_1d(values: Tensor, weights: Tensor, clusters: int) -> tuple[
     rows, n = values.shape
     centroids = torch.empty(rows, clusters, dtype=torch.float32, device=values.device)
     codes = torch.empty(rows, n, dtype=torch.uint8, device=values.device)
-    with torch.no_grad(), _slice_map(values.device) as run:
-        step = max(1, _BLOCK // n)
+    with torch.no_grad(), slice_map(values.device) as run:
+        step = max(1, (_GPU_BLOCK if values.is_cuda else _CPU_BLOCK) // n)
         for start in range(0, rows, step):
             block = slice(start, start + step)
             x, w = values[block].float(), weights[block].double()
@@ -91,21 +80,7 @@ def _check_content(x: Tensor, w: Tensor) -> None:
         raise ValueError("weights must be finite and non-negative.")
 
 
-@contextmanager
-def _slice_map(device: torch.device) -> Iterator[_Map]:
-    """A ``map`` over slices with a thread per core: splitting each of the small ops is slower."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield map
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(threads)  # the workers' setting is the default of later threads
-
-
-def _centroids(x: Tensor, w: Tensor, clusters: int, run: _Map) -> Tensor:
+def _centroids(x: Tensor, w: Tensor, clusters: int, run: Map) -> Tensor:
     """Weighted means (rows, clusters) of the clusters of x, ascending."""
     w = torch.where((w > 0).any(1, keepdim=True), w, 1.0)
     # Values that do not count would only pad the candidates; as ties of the maximum they vanish.
@@ -127,7 +102,7 @@ def _centroids(x: Tensor, w: Tensor, clusters: int, run: _Map) -> Tensor:
     return mean.cummax(1).values.float()
 
 
-def _borders(x: Tensor, w: Tensor, clusters: int, run: _Map) -> Tensor:
+def _borders(x: Tensor, w: Tensor, clusters: int, run: Map) -> Tensor:
     """Start (rows, clusters - 1) of every cluster but the first in the sorted rows x."""
     n = x.shape[1]
     gap = x.diff(dim=1, prepend=x[:, :1])
@@ -146,23 +121,14 @@ def _borders(x: Tensor, w: Tensor, clusters: int, run: _Map) -> Tensor:
 
     # Exact for rows with a value a cluster or less; the others are replaced.
     borders = torch.arange(1, clusters, device=x.device)[:, None].minimum(count)
-    active = (count > clusters).nonzero().squeeze(1)
-    gain = sums.new_full((len(x),), -torch.inf)
+    many = (count > clusters).nonzero().squeeze(1)
+    if clusters > _GRID_CLUSTERS:
+        borders[:, many] = _grid(gap, w, rank, clusters - 1)[:, many]
+    search = BorderSearch(sums, count, borders, run)
     if clusters <= _GRID_CLUSTERS:
-        grid = _grid(gap, w, rank, _GRID)
-        borders[:, active], gain[active] = _sweep(
-            sums, active, lambda r: grid[:, r].expand(clusters - 1, -1, -1), run, shared=True
-        )
-    else:
-        borders[:, active] = _grid(gap, w, rank, clusters - 1)[:, active]
-    for _ in range(_ROUNDS):
-        new, new_gain = _sweep(sums, active, lambda r: _around(borders[:, r], count[r]), run)
-        better = new_gain > gain[active]
-        active = active[better]
-        if len(active) == 0:
-            break
-        borders[:, active], gain[active] = new[:, better], new_gain[better]
-    return start.gather(1, borders.T)
+        search.anywhere(many, _grid(gap, w, rank, _GRID))
+    search.nearby(many)
+    return start.gather(1, search.borders.T)
 
 
 def _tame(gap: Tensor, w: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
@@ -191,72 +157,3 @@ def _grid(gap: Tensor, w: Tensor, rank: Tensor, size: int) -> Tensor:
     found = torch.searchsorted(share, level.repeat(len(w), 1)).clamp_(max=w.shape[1] - 1)
     everywhere = torch.arange(1, size + 1, device=w.device).minimum(count)
     return torch.where(count <= size + 1, everywhere, rank.gather(1, found)).T.contiguous()
-
-
-def _around(borders: Tensor, count: Tensor) -> Tensor:
-    """Candidates (borders, m, rows) for moving every border as far as its neighbours."""
-    padded = torch.cat((torch.zeros_like(borders[:1]), borders, count[None]))
-    low, here, high = padded[:-2, None], borders[:, None], padded[2:, None]
-    near = torch.tensor(_NEAR, device=borders.device)[:, None]
-    share = torch.tensor(_SHARES, device=borders.device, dtype=torch.float64)[:, None]
-    down, up = (share * (here - low)).round().long(), (share * (high - here)).round().long()
-    return torch.cat((here - down, here - near, here, here + near, here + up), 1).clamp(low, high)
-
-
-def _sweep(
-    sums: Tensor,
-    rows: Tensor,
-    candidates: Callable[[Tensor], Tensor],
-    run: _Map,
-    shared: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """``_best`` for the given rows, a slice at a time."""
-
-    def best(part: Tensor) -> tuple[Tensor, Tensor]:
-        return _best(sums[:, part], candidates(part), shared)
-
-    borders, m, _ = candidates(rows[:0]).shape
-    step = _SLICE // (m * max(m, borders)) * (8 if sums.is_cuda else 1)
-    found, gain = zip(*run(best, torch.split(rows, step)), strict=True)
-    return torch.cat(found, 1), torch.cat(gain)
-
-
-def _best(sums: Tensor, candidates: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
-    """Dynamic programming over the candidates (borders, m, rows) of each border.
-
-    As sum w x^2 is fixed, the cost is least where the gain, sum (sum w x)^2 / sum w over the
-    clusters, is largest. Candidates from ``_around`` lie between the old neighbours, where
-    stepping back never pays; ``shared`` ones, the same for every border, must be kept from it.
-    ``sums`` (2, rows, n + 1) are the prefix sums of w and w x. Returns ascending borders
-    (borders, rows) and the gain (rows).
-    """
-    borders, m, rows = candidates.shape
-    tiny = sums.new_tensor([_TINY, 0.0])[:, None, None]
-    index = candidates.reshape(borders * m, rows).T.expand(2, -1, -1)
-    start = sums.gather(2, index).mT.contiguous().view(2, borders, m, rows).transpose(0, 1)
-    end = start + tiny
-
-    gains = [end[0, 1].square() / end[0, 0]]  # the best up to each candidate of border j
-    pair = sums.new_empty(2, m, m, rows)
-    mass, moment = pair.unbind()
-    for j in range(1, borders):
-        if j == 1 or not shared:
-            torch.sub(end[j, :, None], start[j - 1, :, :, None], out=pair)
-            moment.square_().div_(mass)
-            if shared:
-                moment.masked_fill_(mass < 0, -torch.inf)
-        gains.append(torch.add(moment, gains[-1][:, None], out=mass).amax(0))
-
-    found, gain = [], sums.new_empty(0)
-    last = sums[:, :, -1:].mT + tiny
-    for j in reversed(range(borders)):
-        mass, moment = last - start[j]
-        total = moment.square_().div_(mass).add_(gains[j])
-        if shared:
-            total.masked_fill_(mass < 0, -torch.inf)
-        best, pick = total.max(0, keepdim=True)
-        gain = best[0] if j == borders - 1 else gain
-        found.append(candidates[j].gather(0, pick))
-        last = end[j].gather(1, pick.expand(2, 1, -1))
-    # Sorting matters only among ties, where a border may have stepped back at no cost.
-    return torch.cat(found).sort(0).values, gain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,11 +11,11 @@ from torch import Tensor
 from npft.artifacts import PackedWeight, UniformWeight
 from npft.contracts import Quantizer
 from npft.errors import NpftError
-from npft.grid import Grid, encode, minmax
+from npft.grid import Grid, encode, minmax, symmetric
 
 
 class RTN(Quantizer):
-    """Round to nearest on the asymmetric min-max grid, per output channel or group of inputs.
+    """Round to nearest on the min-max grid, per output channel or group of inputs.
 
     Codes are computed with the float32 scale, as GPTQ and compressed-tensors do; the stored scale
     is float16, and the dequantized weights are those of the stored scale.
@@ -24,10 +24,18 @@ class RTN(Quantizer):
     name: ClassVar[str] = "rtn"
 
     group_size: int = Field(0, ge=0, description="inputs per group; 0: one group per channel")
+    sym: bool = Field(False, description="symmetric grid, its zero in the middle")
+    format: Literal["npft", "gptq", "compressed-tensors"] = Field(
+        "npft", description="layout of checkpoints: whose software opens them"
+    )
+
+    @property
+    def variant(self) -> str:
+        return "sym" if self.sym else ""
 
     def quantize_weight(self, weight: Tensor, sensitivity: Tensor | None) -> PackedWeight:
         grid = Grid(self.bits, self.group_size)
-        scale, zero = minmax(weight, grid)
+        scale, zero = (symmetric if self.sym else minmax)(weight, grid)
         codes = encode(weight, scale, zero, grid)
         return UniformWeight(
             codes.to(torch.uint8), half(scale), zero.to(torch.uint8), self.bits, self.group_size
