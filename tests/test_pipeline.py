@@ -115,7 +115,8 @@ def test_config_is_written_in_full(finished) -> None:
     assert written["tuning"]["rank"] == 4
     assert written["sampler"] == {"name": "residual", "quantizers": ["rtn", "kmeans"]}
     rtn = {"name": "rtn", "group_size": 0, "sym": False, "format": "npft"}
-    assert written["quant"] == [rtn, {"name": "kmeans"}]
+    kmeans = {"name": "kmeans", "sparse_sensitivity": 0.0, "sparse_magnitude": 0.0}
+    assert written["quant"] == [rtn, kmeans]
 
 
 def test_stages_alone_give_what_run_gives(finished, tmp_path) -> None:

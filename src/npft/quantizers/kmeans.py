@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from npft.artifacts import CodebookWeight, PackedWeight
+from npft.artifacts import CodebookWeight, PackedWeight, SparsePart
 from npft.contracts import Quantizer
 from npft.errors import NpftError
 from npft.quantizers.kmeans_1d import weighted_kmeans_1d
@@ -16,24 +18,57 @@ from npft.quantizers.rtn import half
 
 
 class KMeans(Quantizer):
-    r"""Sensitivity-weighted 1-D k-means per output channel (SqueezeLLM, dense only).
+    r"""Sensitivity-weighted 1-D k-means per output channel (SqueezeLLM, arXiv 2306.07629).
 
     Minimises :math:`\sum_j F_{ij} (w_{ij} - c_{i,q(j)})^2` for each row i, with the Fisher
-    sensitivities F of the model being quantized (arXiv 2306.07629, section 4.1).
+    sensitivities F of the model being quantized (its section 4.1).
+
+    With a share above 0, dense-and-sparse (its section 4.2): these weights of each matrix are left
+    out when the codebooks are fitted, and a sparse float16 matrix holds what their nearest entries
+    lack, so that they keep their values. The most sensitive are taken first, and the largest of
+    the others after them.
     """
 
     name: ClassVar[str] = "kmeans"
     needs_sensitivity: ClassVar[bool] = True
 
+    sparse_sensitivity: float = Field(
+        0.0, ge=0, le=0.1, description="share of each matrix kept in float, the most sensitive"
+    )
+    sparse_magnitude: float = Field(
+        0.0, ge=0, le=0.1, description="share of each matrix kept in float, the largest"
+    )
+
+    @property
+    def variant(self) -> str:
+        shares = {"s": self.sparse_sensitivity, "m": self.sparse_magnitude}
+        return "-".join(f"{letter}{100 * share:g}%" for letter, share in shares.items() if share)
+
     def quantize_weight(self, weight: Tensor, sensitivity: Tensor | None) -> PackedWeight:
         weights = torch.ones_like(weight) if sensitivity is None else sensitivity
+        kept = self._kept(weight, weights)
         try:
-            codebook, codes = weighted_kmeans_1d(weight, weights, 2**self.bits)
+            fitted = weights.flatten().index_fill(0, kept, 0.0).view_as(weight)
+            codebook, codes = weighted_kmeans_1d(weight, fitted, 2**self.bits)
         except ValueError as error:
             raise NpftError(
                 f"a matrix and its sensitivities cannot be clustered: {error}"
             ) from error
-        return CodebookWeight(codes, half(codebook), self.bits)
+        dense = CodebookWeight(codes, half(codebook), self.bits)
+        if not self.variant:
+            return dense
+        lacking = (weight.float() - dense.dequantize()).take(kept)
+        return replace(dense, sparse=SparsePart.at(kept, half(lacking), dense.shape))
+
+    def _kept(self, weight: Tensor, sensitivity: Tensor) -> Tensor:
+        """Sorted flat positions that keep their values."""
+        first, second = (
+            round(share * weight.numel())
+            for share in (self.sparse_sensitivity, self.sparse_magnitude)
+        )
+        sensitive = sensitivity.flatten().topk(first).indices
+        sizes = weight.flatten().abs().float().index_fill(0, sensitive, -1.0)
+        return torch.cat((sensitive, sizes.topk(second).indices)).sort().values
 
     def follow(
         self, weight: Tensor, sensitivity: Tensor | None
@@ -44,6 +79,8 @@ class KMeans(Quantizer):
         become the weighted means of their members. A codebook that stood still would let tuning
         fit entries that no later search finds.
         """
+        if self.variant:
+            return super().follow(weight, sensitivity)
         searched = self.quantize_weight(weight, sensitivity)
         codebook = searched.tables()["codebook"].float()
         weights = torch.ones_like(weight) if sensitivity is None else sensitivity
