@@ -1,6 +1,7 @@
 """Whole runs on a tiny model, through the same entry as the command line's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,23 @@ def test_stages_alone_give_what_run_gives(finished, tmp_path) -> None:
     assert staged.keys() == whole.keys()
     for key, value in whole.items():
         assert staged[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+
+
+def test_a_quantized_model_as_an_ordinary_float_one(finished, tmp_path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    values = {**config.read(finished / "config.toml"), "output": str(tmp_path / "run")}
+    settings, catalog = config.make({**values, "bits": [3]}), discover()
+    written = steps.quantize(settings, catalog, Silent(), ("original", "tuned"), as_float=True)
+    below = [path.relative_to(tmp_path / "run") for path in written]
+    assert Path("dequantized/original/rtn-3") in below
+    assert Path("dequantized/kmeans-3") in below
+    for path in below:
+        if path.parts[0] == "dequantized":
+            packed = checkpoints.load(tmp_path / "run" / "quantized" / Path(*path.parts[1:]))
+            plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / path)
+            assert not hasattr(plain.config, "quantization_config")
+            for name, layer in packed.model.layers.items():
+                assert torch.equal(plain.get_submodule(name).weight, layer.weight)
 
 
 def test_evaluating_again_replaces_rows_and_keeps_the_others(finished, tmp_path) -> None:

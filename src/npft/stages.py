@@ -26,6 +26,9 @@ from npft.outliers import Scope
 from npft.progress import Progress
 from npft.tuning import Tuning
 
+DEQUANTIZED = "dequantized"
+"""Where a run folder has quantized models as float ones."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -224,6 +227,13 @@ def quantize(
         with work.folder.writing(f"quantized/{keep_as}") as draft:
             quantized.save(draft)
     return quantized
+
+
+def keep_float(work: Workspace, quantized: QuantizedModel, keep_as: str) -> Path:
+    """Keep the dequantized weights as ``dequantized/KEEP_AS``, an ordinary model; its path."""
+    with work.folder.writing(f"{DEQUANTIZED}/{keep_as}") as draft:
+        models.save(quantized.model, draft)
+    return work.folder / DEQUANTIZED / keep_as
 
 
 def notes(which: str, quantized: QuantizedModel) -> list[str]:

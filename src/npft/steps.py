@@ -42,11 +42,18 @@ def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
 
 
 def quantize(
-    settings: RunConfig, catalog: Catalog, progress: Progress, which: tuple[str, ...]
+    settings: RunConfig,
+    catalog: Catalog,
+    progress: Progress,
+    which: tuple[str, ...],
+    *,
+    as_float: bool = False,
 ) -> list[Path]:
     """Quantize some of the folder's models; the checkpoints' paths.
 
-    The tuned model's go to ``quantized/SETTING``, the others' to ``quantized/MODEL/SETTING``.
+    The tuned model's go to ``quantized/SETTING``, the others' to ``quantized/MODEL/SETTING``. With
+    ``as_float``, each is written as an ordinary float model as well, for software that knows no
+    format of quantized ones, to the same place below ``dequantized/``.
     """
     with _opened(settings, catalog, progress) as (_, work):
         written = []
@@ -65,6 +72,8 @@ def quantize(
                 for note in stages.notes(name, quantized):
                     progress.note(note)
                 written.append(work.folder / QUANTIZED / keep_as)
+                if as_float:
+                    written.append(stages.keep_float(work, quantized, keep_as))
         comparison.require_some(written, unavailable)
         return written
 

@@ -20,14 +20,21 @@ from npft.cli.options import configure_folder, run_options
     show_default=True,
     help="which model, repeatable",
 )
+@click.option(
+    "--float",
+    "as_float",
+    is_flag=True,
+    help="also write each as an ordinary float model, below dequantized/",
+)
 @run_options
 @click.option("--quiet", is_flag=True, help="no progress")
-def command(run: str, which: tuple[str, ...], quiet: bool, **flags: Any) -> None:
+def command(run: str, which: tuple[str, ...], as_float: bool, quiet: bool, **flags: Any) -> None:
     """Quantize the models of the run folder RUN; prints the checkpoints' paths."""
     settings = configure_folder(run, flags)
     from npft import steps
     from npft.cli.screen import Screen
     from npft.plugins import discover
 
-    for path in steps.quantize(settings, discover(), Screen(quiet=quiet), which):
+    screen = Screen(quiet=quiet)
+    for path in steps.quantize(settings, discover(), screen, which, as_float=as_float):
         click.echo(str(path))
