@@ -7,6 +7,7 @@ in a process of its own, as GPTQModel changes the one that imports it.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # Else it opens nothing on two cores.
 import gptqmodel
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPTQConfig
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
 from tiny import tiny_tokens
@@ -27,7 +28,12 @@ library, out = sys.argv[1], Path(sys.argv[2])
 
 def opened(folder: Path, dtype: torch.dtype) -> Any:
     if library == "transformers":
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu")
+        about = json.loads((folder / "config.json").read_text())["quantization_config"]
+        chosen = {}
+        if about["bits"] == 4 and about["group_size"] == -1 and not about["sym"]:
+            # The kernel that GPTQModel 7.6 picks for these on a CPU takes every zero point for 8.
+            chosen["quantization_config"] = GPTQConfig(bits=4, backend="gptq_torch")
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu", **chosen)
     backend = gptqmodel.BACKEND.GPTQ_TORCH
     return gptqmodel.GPTQModel.load(str(folder), device="cpu", dtype=dtype, backend=backend).model
 

@@ -89,13 +89,15 @@ def test_the_same_model(
     found = load_file(out / f"{name}-{str(dtype).removeprefix('torch.')}.safetensors")
     here = logits(made[name].model.copy(), dtype)
     distance = float((found.pop("logits") - here).norm() / here.norm())
-    assert distance < (5e-3 if dtype == torch.float16 else 3e-2)
+    # The kernel for groups multiplies in bfloat16 where it is asked for float16.
+    assert distance < (1e-2 if dtype == torch.float16 else 3e-2)
     if library == "gptqmodel":
         assert found.keys() == made[name].weights.keys()
     for layer, weight in found.items():
         ours = made[name].weights[layer].dequantize()
-        # The library unpacks into 16 bits, of which products take all.
-        assert torch.allclose(weight, ours, rtol=2**-8, atol=0), layer
+        # The library rounds the scale to 16 bits, and the product with it.
+        rtol = torch.finfo(dtype).eps
+        assert torch.allclose(weight, ours, rtol=1.01 * rtol, atol=0), layer
         assert torch.equal(weight == 0, ours.half() == 0), layer
 
 

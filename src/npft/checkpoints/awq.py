@@ -16,7 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from npft.artifacts import LinearLayer, PackedWeight, QuantizedModel, UniformWeight
+from npft.artifacts import (
+    LanguageModel,
+    LinearLayer,
+    PackedWeight,
+    QuantizedModel,
+    UniformWeight,
+)
 from npft.checkpoints import words
 from npft.checkpoints.format import Format
 from npft.checkpoints.stored import Stored
@@ -25,6 +31,16 @@ from npft.errors import NpftError
 
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+# By model type, the activation and the layer before it, as in transformers.integrations.awq.
+_SCALED = {
+    "starcoder2": ("act", "c_fc"),
+    "falcon": ("act", "dense_h_to_4h"),
+    "mpt": ("act", "up_proj"),
+    "gptj": ("act", "fc_in"),
+    "gpt_neox": ("act", "dense_h_to_4h"),
+    "gpt_bigcode": ("act", "c_fc"),
+    "bloom": ("gelu_impl", "dense_h_to_4h"),
+}
 _INVERSE = sorted(range(8), key=ORDER.__getitem__)
 
 
@@ -41,6 +57,15 @@ class AwqFormat(Format):
         if layer.out_features % 8:
             return f"the {layer.out_features} outputs of {layer.name} are no multiple of 8"
         return None
+
+    def beside(self, model: LanguageModel) -> dict[str, Tensor]:
+        """Scales of 1 for the activations that transformers scales, as AutoAWQ did, unasked."""
+        act, linear = _SCALED.get(str(model.network.config.model_type), ("", ""))
+        return {
+            f"{name}.{act}.scales": torch.ones(getattr(module, linear).out_features)
+            for name, module in model.network.named_modules()
+            if act and hasattr(module, act) and hasattr(module, linear)
+        }
 
     def settings(self, quantized: QuantizedModel) -> dict[str, Any]:
         return {

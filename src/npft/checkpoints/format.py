@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from npft.artifacts import LinearLayer, PackedWeight, QuantizedModel
+from npft.artifacts import LanguageModel, LinearLayer, PackedWeight, QuantizedModel
 from npft.checkpoints.stored import Stored
 
 
@@ -21,6 +21,10 @@ class Format(ABC):
     def refusal(self, layer: LinearLayer, bits: int) -> str | None:
         """Why a layer cannot be stored, to go after "as", or None if it can."""
         return None
+
+    def beside(self, model: LanguageModel) -> dict[str, Tensor]:
+        """What loaders of this format want beside the weights of the model, by name."""
+        return {}
 
     @abstractmethod
     def settings(self, quantized: QuantizedModel) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def _fill(
             if key.rpartition(".")[0] == name and key not in state
         }
         weights[name] = form.unpack(Stored(name, shape, own), settings)
+    for name in form.beside(model):
+        tensors.pop(name, None)
     unknown = tensors.keys() - state.keys()
     if unknown:
         raise NpftError(f"it has {min(unknown)}, which the model has no place for")

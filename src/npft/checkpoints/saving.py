@@ -32,7 +32,7 @@ def save(quantized: QuantizedModel, folder: Path) -> None:
                 f"{quantized.label} cannot be written as {quantized.format}, as {why}: choose "
                 "another format"
             )
-    tensors = _unquantized(quantized.model)
+    tensors = _unquantized(quantized.model) | form.beside(quantized.model)
     settings = form.settings(quantized)
     for name, weight in quantized.weights.items():
         for suffix, values in form.pack(weight, settings).items():
