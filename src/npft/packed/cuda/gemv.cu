@@ -333,30 +333,35 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
   for (int d = 0; d < DEPTH; d++)
     if (d < mine) load_tile(next[d], tiles + (long long)d * (WARPS * BITS * 32), lane);
   let_next_start();
+  wait_for_input();
+
+  uint2 round[ROUND][BATCH];  // on its way while the table is built
+  load_round(round, a, warp, min(ROUND, mine), lane);
 #ifdef CODEBOOK
   build_table((unsigned*)(shared + aligned), book, warp, lane);
 #endif
 #ifdef SPARSE
   load_entries(sparse, a);
 #endif
-  __syncthreads();
-  wait_for_input();
-
   const bool diagonal = (g & 3) == t && slot < SLOTS;
   const unsigned table = base + aligned + 4 * lane;
   uint4 v[2] = {};
   float total[QUADS][4] = {};
 
 #pragma unroll 1
-  for (int done = 0; done < mine; done += ROUND) {
+  for (int done = 0; done < mine || done == 0; done += ROUND) {
     const int here = min(ROUND, mine - done);
-    uint2 round[ROUND][BATCH];
-    load_round(round, a, warp + done * WARPS, here, lane);
-    __syncwarp();  // every lane is done with the x before
+    if (done) {
+      load_round(round, a, warp + done * WARPS, here, lane);
+      __syncwarp();  // every lane is done with the x before
+    }
     store_round(my_x, round, here, lane, scales);
+    if (done == 0) {
+      __syncthreads();  // the table is there
 #ifdef SPARSE
-    if (done == 0) load_sparse_x(sparse, a);
+      load_sparse_x(sparse, a);
 #endif
+    }
     __syncwarp();
     // A slot's x: the second 8 of 16 columns; a vector's 256 bytes; or two vectors' 512.
     unsigned x = shared_address(my_x) + slot * (BATCH == 1 ? 16 : BATCH == 2 ? 256 : 512);
@@ -404,7 +409,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #endif
   }
 #ifdef SPARSE
-  if (mine <= 0) load_sparse_x(sparse, a);
   multiply_sparse(sparse, a, sparse_sums);
 #endif
 
