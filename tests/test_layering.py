@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     BUILT_INS,
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing"},
     {"generation"},
-    {"bench"},
+    {"bench", "lens"},
     {"noise"},
     {"terms"},
     {"tuning"},

@@ -129,16 +129,42 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
 
 def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progress) -> Workspace:
     """Load the model and the texts, and check that they go together with the quantizers."""
-    model = models.load(
+    model = load(settings)
+    able, unable = comparison.available(parts.quantizers, model, progress)
+    parts.tuning.adapter_layers(model)
+    outliers.check_selects(settings.gamma, model.layers.values(), settings.scope)
+    calibration, texts = windows(settings, model, progress)
+    work = Workspace(
+        folder=kept,
+        model=model,
+        calibration=calibration,
+        texts=texts,
+        scorer=parts.scorer,
+        score_batch=settings.score_batch,
+        seed=settings.seed,
+        progress=progress,
+        quantizers=able,
+        unavailable=unable,
+    )
+    kept.write_text(folder.CONFIG, config.dumps(in_full(settings, parts), environment(work)))
+    return work
+
+
+def load(settings: RunConfig) -> LanguageModel:
+    """The float model that a configuration names."""
+    return models.load(
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
     )
-    able, unable = comparison.available(parts.quantizers, model, progress)
-    parts.tuning.adapter_layers(model)
-    outliers.check_selects(settings.gamma, model.layers.values(), settings.scope)
+
+
+def windows(
+    settings: RunConfig, model: LanguageModel, progress: Progress
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Windows ``(n, context)`` to calibrate on, and to evaluate on by name."""
     model_checks.check_context(model, settings.context)
     calibration = _tokens(model, settings.calibration, "calibration", settings.context)
     if len(calibration) < settings.samples:
@@ -150,20 +176,7 @@ def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progr
         name: _tokens(model, source, "held-back", settings.context)[: settings.eval_samples]
         for name, source in settings.evaluate.items()
     }
-    work = Workspace(
-        folder=kept,
-        model=model,
-        calibration=data.choose(calibration, settings.samples, settings.seed),
-        texts=texts,
-        scorer=parts.scorer,
-        score_batch=settings.score_batch,
-        seed=settings.seed,
-        progress=progress,
-        quantizers=able,
-        unavailable=unable,
-    )
-    kept.write_text(folder.CONFIG, config.dumps(in_full(settings, parts), environment(work)))
-    return work
+    return data.choose(calibration, settings.samples, settings.seed), texts
 
 
 def _tokens(model: LanguageModel, source: str, split: str, context: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""The stages of :mod:`npft.pipeline` alone: each opens a run folder and goes one step on."""
+"""The stages of :mod:`npft.pipeline` alone: each opens a run folder and goes one step on.
+
+The lens alone has no folder.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from npft import adapters, checkpoints, comparison, folder, pipeline, stages
+from npft import adapters, checkpoints, comparison, data, folder, pipeline, stages
 from npft.artifacts import LanguageModel, Report, Row
 from npft.config import RunConfig
 from npft.errors import NpftError, Unavailable
 from npft.evaluation import harness
 from npft.folder import RunFolder
+from npft.lens import measuring
 from npft.pipeline import Plan
 from npft.plugins import Catalog
 from npft.progress import Progress
@@ -102,6 +106,18 @@ def evaluate(settings: RunConfig, catalog: Catalog, progress: Progress) -> Repor
         )
         pipeline.write_results(work.folder, report)
         return report
+
+
+def lens(
+    settings: RunConfig, chosen: measuring.Settings, catalog: Catalog, progress: Progress
+) -> list[measuring.Row]:
+    """What perturbations cost the float model; no run folder is made."""
+    parts = pipeline.plan(settings, catalog)
+    model = pipeline.load(settings)
+    able, _ = comparison.available(parts.quantizers, model, progress)
+    calibration, texts = pipeline.windows(settings, model, progress)
+    batches = list(data.batches(calibration, settings.score_batch, model.device))
+    return measuring.look(model, texts, chosen, progress, able, batches, parts.scorer)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from npft import checkpoints
 from npft.artifacts import QuantizedModel, SparsePart
-from npft.quantizers import RTN, KMeans
+from npft.quantizers import RTN, KMeans, Nonuniform
 
 LAYER = "model.layers.0.mlp.up_proj"
 
@@ -31,6 +31,7 @@ def made(what: str) -> QuantizedModel:
         "act-order": lambda: act_ordered(quantized(RTN(bits=4, group_size=16))),
         "sparse": lambda: with_sparse(quantized(KMeans(bits=4))),
         "sparse uniform": lambda: with_sparse(quantized(RTN(bits=4))),
+        "power": lambda: quantized(Nonuniform(bits=4, group_size=16, search=True)),
     }[what]()
 
 
@@ -43,6 +44,7 @@ KINDS = [
     "act-order",
     "sparse",
     "sparse uniform",
+    "power",
 ]
 
 

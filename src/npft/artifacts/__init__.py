@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from npft.artifacts.model import LanguageModel, LinearLayer, Outliers
+from npft.artifacts.power import PowerWeight, raised
 from npft.artifacts.quantized import QuantizedModel, label
 from npft.artifacts.report import Report, Row, StepLoss
 from npft.artifacts.weights import CodebookWeight, PackedWeight, SparsePart, UniformWeight
@@ -13,6 +14,7 @@ __all__ = [
     "LinearLayer",
     "Outliers",
     "PackedWeight",
+    "PowerWeight",
     "QuantizedModel",
     "Report",
     "Row",
@@ -20,4 +22,5 @@ __all__ = [
     "StepLoss",
     "UniformWeight",
     "label",
+    "raised",
 ]

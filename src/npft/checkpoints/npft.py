@@ -9,6 +9,8 @@ Per quantized layer NAME, with a weight ``(out, in)``:
   each input, which else is its index divided by the group size;
 - layout ``codebook``: ``NAME.codebook``, ``(out, 2**bits)`` float16, so that
   ``w = codebook[row, code]``;
+- layout ``power``: ``NAME.scale`` and ``NAME.zero`` as above and ``NAME.power``, ``(out, groups)``
+  float16, so that ``w = sign(y) |y|**power`` with ``y = (code - zero) * scale``;
 - with ``sparse`` = k, k entries that are added to that, in compressed sparse rows:
   ``NAME.sparse_row_offsets``, ``(out + 1,)`` int32, ``NAME.sparse_columns``, ``(k,)`` int32, and
   ``NAME.sparse_values``, ``(k,)`` float16.
@@ -29,6 +31,7 @@ from torch import Tensor
 from npft.artifacts import (
     CodebookWeight,
     PackedWeight,
+    PowerWeight,
     QuantizedModel,
     SparsePart,
     UniformWeight,
@@ -103,6 +106,9 @@ def tensor_kinds(
         kinds["zero"] = ((out_features, groups), torch.uint8)
         if entry["act_order"]:
             kinds["g_idx"] = ((in_features,), torch.int32)
+    elif entry["layout"] == PowerWeight.layout:
+        kinds["scale"] = kinds["power"] = ((out_features, groups), torch.float16)
+        kinds["zero"] = ((out_features, groups), torch.uint8)
     else:
         raise NpftError(f"the layout {entry['layout']!r} is unknown")
     if entries is not None:
@@ -127,9 +133,11 @@ def assemble(
     if "codebook" in tensors:
         return CodebookWeight(codes, tensors["codebook"], bits, sparse)
     scale, zero, g_idx = tensors["scale"], tensors["zero"], tensors.get("g_idx")
+    stored.require(int(zero.max()) < 2**bits, f"has zero points that {bits} bits do not hold")
+    if "power" in tensors:
+        return PowerWeight(codes, scale, zero, tensors["power"], bits, group_size, sparse)
     if g_idx is not None:
         stored.check_groups(g_idx, scale.shape[1])
-    stored.require(int(zero.max()) < 2**bits, f"has zero points that {bits} bits do not hold")
     return UniformWeight(codes, scale, zero, bits, group_size, g_idx, sparse)
 
 

@@ -9,7 +9,7 @@ import click
 
 from npft.errors import NpftError
 
-VERBS = ("run", "score", "tune", "quantize", "eval", "generate", "bench", "plugins")
+VERBS = ("run", "score", "tune", "quantize", "eval", "generate", "bench", "lens", "plugins")
 
 
 class Verbs(click.Group):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from npft.contracts import Sampler
 from npft.hooks import hookimpl
 from npft.samplers.channel import ChannelGaussian, ChannelLaplace, ChannelUniform
+from npft.samplers.magnitude import MagnitudeGrowing, MagnitudeShrinking
 from npft.samplers.residual import Residual
 from npft.samplers.step import StepGaussian, StepLaplace, StepUniform
 
@@ -12,6 +13,8 @@ __all__ = [
     "ChannelGaussian",
     "ChannelLaplace",
     "ChannelUniform",
+    "MagnitudeGrowing",
+    "MagnitudeShrinking",
     "Residual",
     "StepGaussian",
     "StepLaplace",
@@ -25,6 +28,8 @@ def npft_samplers() -> list[type[Sampler]]:
         ChannelGaussian,
         ChannelLaplace,
         ChannelUniform,
+        MagnitudeGrowing,
+        MagnitudeShrinking,
         Residual,
         StepGaussian,
         StepLaplace,
