@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -134,7 +135,7 @@ def figure5(output: Path, file: Path) -> None:
         steps = json.loads(losses.read_text())
         label = losses.parent.name.removeprefix("clean-term-").rpartition("-")[0].replace("-", " ")
         for panel, term in zip(axes, ("noisy", "clean"), strict=True):
-            values = [step[term] for step in steps]
+            values = [math.nan if step[term] is None else step[term] for step in steps]
             mean = [statistics.fmean(values[max(0, i - 15) : i + 1]) for i in range(len(values))]
             panel.plot([step["step"] for step in steps], mean, label=label)
             panel.set(xlabel="step", ylabel="loss (nats/token)", title=f"{term} loss")

@@ -67,7 +67,13 @@ def compare(
             yield from measure(work, which, work.model, known, references, clock)
         elif which in adapters:
             merged = stages.merge(work, which, adapters[which])
-            yield from measure(work, which, merged, None, references, clock)
+            known = None
+            if which == "tuned" and scored.largest is not None:
+                with clock.timing("score"):
+                    known = stages.sensitivities_to_quantize(work, merged, which)
+                    found = stages.follow_sensitive(work, scored.largest, merged, known)
+                yield Report([], sensitivity=found)
+            yield from measure(work, which, merged, known, references, clock)
             del merged
 
 

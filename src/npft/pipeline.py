@@ -20,6 +20,8 @@ from npft.folder import RunFolder
 from npft.plugins import Catalog, build
 from npft.progress import Progress, Silent
 from npft.provenance import Clock, environment
+from npft.report import page
+from npft.report.reading import RESULTS, read_run
 from npft.stages import Workspace
 from npft.tuning import Tuning
 
@@ -119,9 +121,11 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
                 rows=report.rows + found.rows,
                 unavailable=report.unavailable | found.unavailable,
                 notes=report.notes + found.notes,
+                sensitivity=found.sensitivity or report.sensitivity,
                 environment=environment(work),
             )
-            write_results(kept, report)
+            kept.write_json(RESULTS, asdict(report))
+        write_results(kept, report)
         quantized = [row for row in report.rows if row.quantizer != "none"]
         comparison.require_some(quantized, report.unavailable)
         return report
@@ -186,8 +190,9 @@ def _tokens(model: LanguageModel, source: str, split: str, context: int) -> Tens
 
 
 def write_results(kept: RunFolder, report: Report) -> None:
-    """``results.json``: every number of the run."""
-    kept.write_json("results.json", asdict(report))
+    """``results.json``, every number of the run, and ``report.html``, the page that shows them."""
+    kept.write_json(RESULTS, asdict(report))
+    kept.write_text("report.html", page.render(read_run(kept.path)))
 
 
 def merge_rows(old: list[Row], new: list[Row]) -> list[Row]:

@@ -6,19 +6,22 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from npft import adapters, data, models, outliers, tuning
 from npft.adapters import Adapter
-from npft.artifacts import LanguageModel, Outliers, QuantizedModel, Row
+from npft.artifacts import LanguageModel, Outliers, QuantizedModel, Row, Sensitivity, StepLoss
 from npft.contracts import Objective, Quantizer, Sampler, Scorer
 from npft.errors import NpftError
+from npft.evaluation import most_sensitive
 from npft.evaluation.harness import Tasks
+from npft.evaluation.most_sensitive import MostSensitive
 from npft.evaluation.quality import Original, evaluate
 from npft.folder import RunFolder
 from npft.objectives.cross_entropy import CrossEntropy
@@ -26,8 +29,13 @@ from npft.outliers import Scope
 from npft.progress import Progress
 from npft.tuning import Tuning
 
+LOSSES = {"control": "losses-control.json", "tuned": "losses.json"}
+SENSITIVITY = "sensitivity.json"
+LARGEST = "largest.safetensors"
 DEQUANTIZED = "dequantized"
 """Where a run folder has quantized models as float ones."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,29 +65,35 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the score stage gives: positions, and all sensitivities if somebody needs them."""
+    """What the score stage gives: positions, and all sensitivities if somebody needs them.
+
+    ``largest`` are the most sensitive weights, whatever gamma is; None if they were not kept.
+    """
 
     outliers: Mapping[str, Outliers]
     gamma: float
     scope: Scope
     sensitivities: Mapping[str, Tensor] | None
+    largest: MostSensitive | None = None
 
 
 def score(work: Workspace, gamma: float, scope: Scope, *, keep: bool) -> Scored:
     """Score the weights and select the outliers; ``keep`` the sensitivities as well."""
     kept: dict[str, Tensor] = {}
+    largest = MostSensitive()
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for name, values in sensitivities(work, work.model, "score"):
+        for name, values in largest.watch(sensitivities(work, work.model, "score")):
             if keep:
                 kept[name] = values
             yield name, values
 
     chosen = _selected(work, stream(), gamma, scope)
-    scored = Scored(chosen, gamma, scope, kept if keep else None)
+    scored = Scored(chosen, gamma, scope, kept if keep else None, largest)
     with work.folder.writing("scores") as draft:
         draft.mkdir()
         _save_outliers(scored, draft / "outliers.safetensors")
+        largest.save(draft / LARGEST)
         if keep:
             save_file({n: v.cpu() for n, v in kept.items()}, draft / "sensitivities.safetensors")
     return scored
@@ -122,7 +136,9 @@ def load_scored(work: Workspace) -> Scored:
             chosen[name] = Outliers(shape, positions)
     kept = work.folder / "scores" / "sensitivities.safetensors"
     known = load_file(kept, device=str(work.model.device)) if kept.is_file() else None
-    return Scored(chosen, float(about["gamma"]), scope, known)
+    file = work.folder / "scores" / LARGEST
+    largest = MostSensitive.load(file) if file.is_file() else None
+    return Scored(chosen, float(about["gamma"]), scope, known, largest)
 
 
 def _save_outliers(scored: Scored, file: Path) -> None:
@@ -158,7 +174,7 @@ def tune(
         rescore=rescore,
         progress=work.progress,
     )
-    _keep_adapter(work, adapter, "adapter", "losses.json")
+    _keep_adapter(work, adapter, "adapter", LOSSES["tuned"])
     return adapter
 
 
@@ -169,6 +185,42 @@ def merge(work: Workspace, which: str, adapter: Adapter) -> LanguageModel:
         with work.folder.writing("merged") as draft:
             models.save(merged, draft)
     return merged
+
+
+def follow_sensitive(
+    work: Workspace,
+    before: MostSensitive,
+    tuned: LanguageModel,
+    known: Mapping[str, Tensor] | None = None,
+) -> Sensitivity:
+    """What has become of the most sensitive weights; keeps ``sensitivity.json``.
+
+    ``known`` are the sensitivities of the tuned model, where they are there already.
+    """
+    after = known.items() if known is not None else sensitivities(work, tuned, "score tuned")
+    found = most_sensitive.compare(tuned, before, after)
+    work.folder.write_json(SENSITIVITY, asdict(found))
+    return found
+
+
+def kept_sensitivity(kept: RunFolder) -> Sensitivity | None:
+    """What :func:`follow_sensitive` left in a folder, if anything."""
+    return _kept(kept / SENSITIVITY, Sensitivity)
+
+
+def kept_losses(kept: RunFolder) -> dict[str, list[StepLoss]]:
+    """The training losses in a folder, by model."""
+    found = {which: _kept(kept / file, list[StepLoss]) for which, file in LOSSES.items()}
+    return {which: losses for which, losses in found.items() if losses}
+
+
+def _kept(file: Path, kind: type[T]) -> T | None:
+    if not file.is_file():
+        return None
+    try:
+        return TypeAdapter(kind).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise NpftError(f"{str(file)!r} is not what npft tune writes: move it away") from error
 
 
 def control(work: Workspace, objective: Objective, settings: Tuning) -> Adapter:
@@ -184,7 +236,7 @@ def control(work: Workspace, objective: Objective, settings: Tuning) -> Adapter:
         seed=work.seed,
         progress=work.progress,
     )
-    _keep_adapter(work, adapter, "control", "losses-control.json")
+    _keep_adapter(work, adapter, "control", LOSSES["control"])
     return adapter
 
 

@@ -5,16 +5,15 @@ The lens alone has no folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from npft import adapters, checkpoints, comparison, data, folder, pipeline, stages
-from npft.artifacts import LanguageModel, Report, Row
+from npft.artifacts import LanguageModel, Report
 from npft.config import RunConfig
-from npft.errors import NpftError, Unavailable
+from npft.errors import Unavailable
 from npft.evaluation import harness
 from npft.folder import RunFolder
 from npft.lens import measuring
@@ -22,6 +21,7 @@ from npft.pipeline import Plan
 from npft.plugins import Catalog
 from npft.progress import Progress
 from npft.provenance import environment
+from npft.report.reading import RESULTS, read_results
 from npft.stages import Workspace
 
 QUANTIZED = "quantized"
@@ -42,7 +42,9 @@ def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
         if settings.control:
             stages.control(work, parts.objective, parts.tuning)
         adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
-        stages.merge(work, "tuned", adapter)
+        merged = stages.merge(work, "tuned", adapter)
+        if scored.largest is not None:
+            stages.follow_sensitive(work, scored.largest, merged)
 
 
 def quantize(
@@ -98,8 +100,10 @@ def evaluate(settings: RunConfig, catalog: Catalog, progress: Progress) -> Repor
                 quantized = checkpoints.load(path, device=settings.device, dtype=settings.dtype)
                 rows += stages.measure(work, references, name, model, quantized)
                 notes += stages.notes(name, quantized)
-        report = Report(
-            pipeline.merge_rows(_rows_so_far(work.folder), rows),
+        before = _so_far(work.folder)
+        report = replace(
+            before,
+            rows=pipeline.merge_rows(before.rows, rows),
             environment=environment(work),
             unavailable=dict(work.unavailable),
             notes=notes,
@@ -150,11 +154,12 @@ def _checkpoints(kept: RunFolder, name: str) -> list[Path]:
     return sorted(path for path in place.iterdir() if (path / checkpoints.MANIFEST).is_file())
 
 
-def _rows_so_far(kept: RunFolder) -> list[Row]:
-    file = kept / "results.json"
-    if not file.is_file():
-        return []
-    try:
-        return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise NpftError(f"{str(file)!r} is not a results.json of npft: move it away") from error
+def _so_far(kept: RunFolder) -> Report:
+    """What is known already: earlier results, and what single stages left."""
+    file = kept / RESULTS
+    report = read_results(file) if file.is_file() else Report([])
+    return replace(
+        report,
+        losses=report.losses or stages.kept_losses(kept),
+        sensitivity=report.sensitivity or stages.kept_sensitivity(kept),
+    )

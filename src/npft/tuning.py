@@ -194,7 +194,8 @@ def _train(
                     noise.new_epoch()
                     if rescore is not None and settings.rescore:
                         noise.outliers = rescore(adapted)
-            losses.append(StepLoss(number, *step(tokens)))
+            noisy, clean = (None if math.isnan(term) else term for term in step(tokens))
+            losses.append(StepLoss(number, noisy, clean))
             torch.nn.utils.clip_grad_norm_(trainable(wrapped), settings.clip)
             optimizer.step()
             schedule.step()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from npft.artifacts.model import LanguageModel, LinearLayer, Outliers
 from npft.artifacts.power import PowerWeight, raised
 from npft.artifacts.quantized import QuantizedModel, label
-from npft.artifacts.report import Report, Row, StepLoss
+from npft.artifacts.report import Channel, Report, Row, Sensitivity, StepLoss
 from npft.artifacts.weights import CodebookWeight, PackedWeight, SparsePart, UniformWeight
 
 __all__ = [
+    "Channel",
     "CodebookWeight",
     "LanguageModel",
     "LinearLayer",
@@ -18,6 +19,7 @@ __all__ = [
     "QuantizedModel",
     "Report",
     "Row",
+    "Sensitivity",
     "SparsePart",
     "StepLoss",
     "UniformWeight",

@@ -35,11 +35,54 @@ class Row:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """Losses of one optimiser step, in nats per token; ``clean`` is NaN where beta is 0."""
+    """Losses of one optimiser step, in nats per token; None for a term that it did not take."""
 
     step: int
-    noisy: float
-    clean: float
+    noisy: float | None
+    clean: float | None
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The most sensitive weights of one input channel, a column of ``(out, in)`` (Figure 3).
+
+    Attributes:
+        layer: its name.
+        input: the column.
+        outputs: the rows of the weights.
+        before: their sensitivities in the original.
+        after: in the tuned model.
+    """
+
+    layer: str
+    input: int
+    outputs: list[int]
+    before: list[float]
+    after: list[float]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The most sensitive weights of the original, before and after tuning.
+
+    Attributes:
+        share: of each matrix's weights that are looked at.
+        before: the sum of their sensitivities in the original.
+        after: in the tuned model, at the same weights.
+        total_before: the sum over all weights.
+        total_after: likewise, in the tuned model.
+        channels: those of attention and of MLP that hold the most of these weights.
+        places: how many of these weights there are in each of several equal ranges of a layer's
+            input channels, by layer.
+    """
+
+    share: float
+    before: float
+    after: float
+    total_before: float
+    total_after: float
+    channels: list[Channel]
+    places: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +91,7 @@ class Report:
 
     Attributes:
         seconds: wall-clock time by stage.
+        sensitivity: what tuning does to the most sensitive weights, where both were scored.
         unavailable: settings that a quantizer cannot do here, by label, each with the reason.
         notes: what went otherwise than asked, one sentence each.
     """
@@ -58,3 +102,4 @@ class Report:
     environment: dict[str, Any] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    sensitivity: Sensitivity | None = None

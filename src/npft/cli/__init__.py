@@ -9,7 +9,18 @@ import click
 
 from npft.errors import NpftError
 
-VERBS = ("run", "score", "tune", "quantize", "eval", "generate", "bench", "lens", "plugins")
+VERBS = (
+    "run",
+    "score",
+    "tune",
+    "quantize",
+    "eval",
+    "report",
+    "generate",
+    "bench",
+    "lens",
+    "plugins",
+)
 
 
 class Verbs(click.Group):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +12,7 @@ from rich.text import Text
 from npft.bench.measure import Line
 from npft.bench.paper import NOTE, TABLE_3
 from npft.bench.result import Result
-from npft.errors import NpftError
+from npft.report.figures import save
 
 
 def render(result: Result) -> RenderableType:
@@ -44,12 +45,8 @@ def plot(result: Result, path: Path) -> None:
     """Milliseconds per token over the length of the output, one line per variant.
 
     Raises:
-        NpftError: matplotlib is not installed.
+        NpftError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NpftError("the plot needs matplotlib: pip install 'npft[plot]'") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     decode = [line for line in result.lines if line.what == "decode"]
@@ -69,7 +66,7 @@ def plot(result: Result, path: Path) -> None:
     axes.set_ylabel("milliseconds per token")
     axes.set_title(f"{result.source}, {result.environment.get('gpu', '')}, batch 1", fontsize=10)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _floors(title: str, lines: list[Line]) -> Table:

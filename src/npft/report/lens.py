@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from npft.errors import NpftError, in_one_line
 from npft.lens.findings import curve
 from npft.lens.measuring import Row
+from npft.report.figures import save
 
 
 def render(rows: Sequence[Row], reading: str) -> RenderableType:
@@ -46,12 +47,8 @@ def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
     Only the first text is drawn.
 
     Raises:
-        NpftError: matplotlib is not installed, or the file cannot be written.
+        NpftError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NpftError("the plot needs matplotlib: pip install 'npft[plot]'") from error
     rows = [row for row in rows if row.dataset == rows[0].dataset and row.kind != "none"]
     targets = list(dict.fromkeys(row.target for row in rows))
     kinds = list(dict.fromkeys(row.kind for row in rows))
@@ -77,10 +74,4 @@ def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8, title="star: own size")
     figure.suptitle(title, fontsize=10)
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise NpftError(
-            f"the plot {str(path)!r} cannot be written ({in_one_line(error)}): give a .png, .svg "
-            "or .pdf file in a folder that is there"
-        ) from error
+    save(figure, path)

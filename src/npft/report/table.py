@@ -8,9 +8,8 @@ from rich.text import Text
 
 from npft.artifacts import Report, Row
 from npft.report import tasks
+from npft.report.cells import MODELS, by_cell, change
 from npft.report.tasks import setting
-
-MODELS = ("original", "control", "tuned")
 
 
 def render(report: Report) -> RenderableType:
@@ -32,7 +31,7 @@ def remarks(report: Report) -> list[str]:
 
 def verdict(rows: list[Row]) -> str:
     """In how many of the quantized cells tuning has the lowest KL, in one sentence."""
-    cells = _cells(rows, "kl")
+    cells = by_cell(rows, "kl")
     quantized = [values for (_, which), values in cells.items() if which != "float"]
     compared = [values for values in quantized if "tuned" in values and "original" in values]
     if not compared:
@@ -40,10 +39,10 @@ def verdict(rows: list[Row]) -> str:
     won = sum(values["tuned"] == min(values.values()) for values in compared)
     kept = sum(values["tuned"] / values["original"] for values in compared) / len(compared)
     rivals = "the untuned model and the control" if "control" in compared[0] else "no tuning"
-    change = f"{abs(1 - kept):.0%} {'less' if kept < 1 else 'more'}"
+    moved = f"{abs(1 - kept):.0%} {'less' if kept < 1 else 'more'}"
     return (
         f"NPFT beats {rivals} in {won} of {len(compared)} quantized cells; "
-        f"KL to the original is {change} than untuned, on average."
+        f"KL to the original is {moved} than untuned, on average."
     )
 
 
@@ -51,7 +50,7 @@ def _table(report: Report, text: str) -> Table:
     here = [row for row in report.rows if row.dataset == text]
     tokens, context = here[0].tokens, here[0].context
     present = [model for model in MODELS if any(row.model == model for row in here)]
-    kl, perplexity = _cells(here, "kl"), _cells(here, "perplexity")
+    kl, perplexity = by_cell(here, "kl"), by_cell(here, "perplexity")
     table = Table(
         title=f"{text}: perplexity and KL to the original (nats/token), {tokens:,} tokens, "
         f"context {context}",
@@ -70,24 +69,10 @@ def _table(report: Report, text: str) -> Table:
             best = values.get(model) == min(values.values()) and key[1] != "float"
             style = "[bold]{}[/bold]" if best else "{}"
             line += [_number(perplexity[key].get(model)), style.format(_kl(values.get(model)))]
-        table.add_row(*line, _change(values))
+        table.add_row(*line, change(values))
     for name in report.unavailable:
         table.add_row(name, "", "n/a")
     return table
-
-
-def _cells(rows: list[Row], metric: str) -> dict[tuple[str, str], dict[str, float]]:
-    cells: dict[tuple[str, str], dict[str, float]] = {}
-    for row in rows:
-        if row.metric == metric:
-            cells.setdefault((row.dataset, setting(row)), {})[row.model] = row.value
-    return cells
-
-
-def _change(values: dict[str, float]) -> str:
-    if "tuned" not in values or not values.get("original"):
-        return ""
-    return f"{values['tuned'] / values['original'] - 1:+.0%}"
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,186 @@
+"""The plots of a report, as SVG whose ink takes the colour of the page's text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from npft.artifacts import Channel, Sensitivity, StepLoss
+from npft.report.cells import Point
+from npft.report.reading import Latency
+
+INK = "#010203"
+"""Drawn by matplotlib, and replaced by ``currentColor``; nothing else has this colour."""
+
+COLORS = {"original": "#8b95a5", "control": "#e08a1e", "tuned": "#3b82f6"}
+"""Readable on light and on dark."""
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "npft",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#8b95a5",
+    "grid.alpha": 0.3,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "lines.markersize": 4,
+}
+
+
+def losses(by_model: Mapping[str, Sequence[StepLoss]]) -> str:
+    """Training losses of each step: noisy as dots, clean as a line."""
+    with rc_context(STYLE):
+        figure = _figure()
+        axes = figure.subplots()
+        every: list[float] = []
+        for model, steps in by_model.items():
+            color = COLORS.get(model)
+            noisy = {step.step: step.noisy for step in steps if step.noisy is not None}
+            clean = {step.step: step.clean for step in steps if step.clean is not None}
+            if noisy:
+                axes.plot(
+                    list(noisy), list(noisy.values()), ".", color=color, alpha=0.5,
+                    label=f"{model}, noisy",
+                )  # fmt: skip
+            if clean and clean != noisy:
+                axes.plot(list(clean), list(clean.values()), color=color, label=f"{model}, clean")
+            every += [*noisy.values(), *clean.values()]
+        _log_if_wide(axes, every)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, nats per token")
+        axes.legend()
+        return _svg(figure, "losses")
+
+
+def frontier(by_model: Mapping[str, Mapping[str, Sequence[Point]]]) -> str:
+    """KL against average bits: a colour per model, a marker per quantizer."""
+    markers = "osD^vP*X<>"
+    names = list(dict.fromkeys(name for some in by_model.values() for name in some))
+    with rc_context(STYLE):
+        figure = _figure()
+        axes = figure.subplots()
+        for index, (model, quantizers) in enumerate(by_model.items()):
+            for name, points in quantizers.items():
+                axes.plot(
+                    [point.bits for point in points],
+                    [point.kl for point in points],
+                    marker=markers[names.index(name) % len(markers)],
+                    color=COLORS.get(model, f"C{index}"),
+                    linewidth=1.2,
+                )
+        for index, model in enumerate(by_model):
+            axes.plot([], [], color=COLORS.get(model, f"C{index}"), label=model)
+        for index, name in enumerate(names):
+            axes.plot(
+                [], [], linestyle="none", marker=markers[index % len(markers)], color=INK,
+                label=name,
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_xlabel("average bits per weight, tables included")
+        axes.set_ylabel("KL to the original, nats per token")
+        axes.legend(ncols=2)
+        return _svg(figure, "frontier")
+
+
+def sensitivity(channels: Sequence[Channel]) -> str:
+    """The most sensitive weights of one input channel, before and after (Figure 3)."""
+    with rc_context(STYLE):
+        figure = _figure(3.0 * len(channels))
+        for axes, channel in zip(_panels(figure, len(channels)), channels, strict=True):
+            axes.vlines(channel.outputs, channel.after, channel.before, color=INK, alpha=0.25)
+            axes.plot(channel.outputs, channel.before, "o", color=COLORS["original"])
+            axes.plot(channel.outputs, channel.after, "o", color=COLORS["tuned"])
+            axes.plot([], [], "o", color=COLORS["original"], label="original")
+            axes.plot([], [], "o", color=COLORS["tuned"], label="tuned")
+            if min([*channel.before, *channel.after]) > 0:
+                axes.set_yscale("log")
+            axes.set_title(f"{channel.layer}, input {channel.input}", fontsize=9)
+            axes.set_xlabel("output channel")
+            axes.set_ylabel("sensitivity")
+            axes.legend()
+        return _svg(figure, "sensitivity")
+
+
+def places(found: Sensitivity) -> str:
+    """Where the most sensitive weights are: a panel per kind of layer, a row per block."""
+    kinds: dict[str, list[list[int]]] = {}
+    for name, counts in found.places.items():
+        kinds.setdefault(name.rpartition(".")[2], []).append(counts)
+    rows = -(-len(kinds) // 2)
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = _figure(1.7 * rows + 0.4)
+        panels = figure.subplots(rows, 2, squeeze=False).flatten()
+        for axes, (kind, blocks) in zip(panels, kinds.items(), strict=False):
+            shares = [[one / max(1, sum(row)) for one in row] for row in blocks]
+            axes.imshow(
+                shares, aspect="auto", cmap="viridis", extent=(0, 1, len(shares), 0), vmin=0,
+                interpolation="nearest",
+            )  # fmt: skip
+            axes.set_title(kind, fontsize=8)
+        for axes in panels[len(kinds) :]:
+            axes.set_visible(False)
+        figure.supxlabel("input channel, as a share of the layer's", fontsize=8)
+        figure.supylabel("block", fontsize=8)
+        return _svg(figure, "places")
+
+
+def latency(rows: Sequence[Latency]) -> str:
+    """Milliseconds per token over length, with the floor that memory sets as dots."""
+    with rc_context(STYLE):
+        figure = _figure()
+        axes = figure.subplots()
+        for index, variant in enumerate(dict.fromkeys(row.variant for row in rows)):
+            mine = sorted((r for r in rows if r.variant == variant), key=lambda row: row.tokens)
+            at = [row.tokens for row in mine]
+            color = f"C{index % 10}"
+            axes.plot(at, [r.milliseconds for r in mine], "o-", color=color, label=variant)
+            axes.plot(at, [r.floor_ms for r in mine], ":", color=color)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("tokens generated (dotted: bandwidth floor)")
+        axes.set_ylabel("milliseconds per token")
+        axes.legend()
+        return _svg(figure, "latency")
+
+
+def _figure(height: float = 3.2) -> Figure:
+    # As wide as a phone, so that its text need not shrink there.
+    return Figure(figsize=(4.6, height), layout="constrained")
+
+
+def _panels(figure: Figure, rows: int) -> Iterable[Any]:
+    panels: Iterable[Any] = figure.subplots(rows, 1, squeeze=False).flatten()
+    return panels
+
+
+def _log_if_wide(axes: Any, values: Sequence[float]) -> None:
+    if values and min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The ``<svg>`` element alone: the page gives it a size, and ``name`` makes its ids unique."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)

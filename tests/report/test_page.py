@@ -1,0 +1,176 @@
+"""The page of a real tiny run: every number from its place, everything escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from refusals import refusal
+from tiny import save_tiny
+
+from npft.artifacts import Report, Row
+from npft.cli import cli
+from npft.report import comparison, page
+from npft.report.reading import BENCH, RESULTS, Found, read_run
+
+
+class Reader(HTMLParser):
+    """Numbers with their places, ids, and what would need a network."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.numbers: list[tuple[str, str]] = []
+        self.shown: list[str] = []
+        self.ids: list[str] = []
+        self.outside: list[str] = []
+        self._in_number = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        if "id" in known:
+            self.ids.append(str(known["id"]))
+        for word in ("src", "href", "xlink:href", "data"):
+            if word in known and not str(known[word]).startswith(("#", "data:")):
+                self.outside.append(str(known[word]))
+        if tag == "data":
+            self.numbers.append((str(known["data-from"]), str(known["value"])))
+            self._in_number = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "data":
+            self._in_number = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_number:
+            self.shown.append(data)
+
+
+def at(values: Any, place: str) -> Any:
+    for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", place):
+        values = values[name]
+        if index:
+            values = values[int(index)]
+    return values
+
+
+def test_every_number_is_the_one_at_its_place(run: Path) -> None:
+    read = Reader(page.render(read_run(run)))
+    results = json.loads((run / RESULTS).read_text())
+    assert len(read.numbers) == len(read.shown) > 30
+    for (place, value), shown in zip(read.numbers, read.shown, strict=True):
+        assert float(value) == at(results, place)
+        assert float(shown) == pytest.approx(float(value), rel=1e-2, abs=6e-3)
+    cells = {place for place, _ in read.numbers if place.endswith("value")}
+    assert cells == {f"rows[{index}].value" for index in range(len(results["rows"]))}
+
+
+def test_the_page_stands_alone_and_has_every_plot(run: Path) -> None:
+    text = page.render(read_run(run))
+    read = Reader(text)
+    assert read.outside == []
+    assert "url(http" not in text
+    assert "@import" not in text
+    plots = {"frontier-0", "losses", "sensitivity", "places", "latency"}
+    assert plots <= set(read.ids)
+    assert text.count("<svg") == len(plots)
+    assert len(read.ids) == len(set(read.ids))
+    assert "#010203" not in text
+
+
+def test_the_run_wrote_its_page(run: Path) -> None:
+    written = (run / "report.html").read_text()
+    assert written == page.render(replace(read_run(run), bench=None))
+    for word in ("kmeans", "residual", "seed", "peak memory, GB", "torch", "fingerprint"):
+        assert word in written
+
+
+def test_the_page_carries_results_json(run: Path) -> None:
+    text = page.render(read_run(run))
+    carried = re.search(r'id="results.json">(.*?)</script>', text, re.DOTALL)
+    assert carried is not None
+    assert json.loads(carried[1]) == json.loads((run / RESULTS).read_text())
+
+
+def test_step_by_step_gives_the_same_pictures(tmp_path) -> None:
+    model = save_tiny(tmp_path / "tiny")
+    run = str(tmp_path / "run")
+    small = ["--samples", "4", "--context", "32", "--eval-samples", "2", "--quiet"]
+
+    def npft(*arguments: str) -> None:
+        told = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert told.exit_code == 0
+
+    npft("score", "--model", str(model), "--output", run, *small, "--quant", "rtn", "--bits", "4",
+         "--epochs", "1")  # fmt: skip
+    npft("tune", run, "--quiet")
+    npft("quantize", run, "--quiet")
+    npft("eval", run, "--quiet")
+    read = Reader((tmp_path / "run" / "report.html").read_text())
+    assert {"frontier-0", "losses", "sensitivity", "places"} <= set(read.ids)
+
+
+HOSTILE = "<script>alert(1)</script>\"'&</script><svg onload=x>"
+
+
+def hostile() -> Found:
+    rows = [
+        Row(model, "rtn", 4, 0, 4.0, HOSTILE, metric, 1.0, 10, 5, variant=HOSTILE)
+        for model in ("original", "tuned")
+        for metric in ("kl", "perplexity")
+    ]
+    report = Report(rows, unavailable={HOSTILE: HOSTILE}, notes=[HOSTILE])
+    return Found(HOSTILE, report, {"model": HOSTILE, "calibration": HOSTILE})
+
+
+@pytest.mark.parametrize("render", [page.render, lambda one: comparison.render([one, one])])
+def test_whatever_is_shown_is_escaped(render) -> None:
+    text = render(hostile())
+    assert "<script>alert" not in text
+    assert "<svg onload" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_comparison_marks_the_better_run(run: Path) -> None:
+    one = read_run(run)
+    worse = [
+        replace(row, value=row.value * 2) if row.model == "tuned" else row
+        for row in one.report.rows
+    ]
+    other = Found("other", replace(one.report, rows=worse), {**one.settings, "seed": 7})
+    text = comparison.render([one, other])
+    settings = re.search(r"<td>seed</td><td>0</td><td>7</td>", text)
+    assert settings is not None
+    cells = re.findall(r'<td( class="best")?><data [^>]*data-from="(\w+) ', text)
+    quantized = [(bool(best), name) for best, name in cells]
+    assert {name for best, name in quantized if best} == {"run"}
+    assert sum(best for best, _ in quantized) == 4
+
+
+def test_what_is_no_run_is_refused(tmp_path, run: Path) -> None:
+    refusal(lambda: read_run(tmp_path), "no results.json", "npft run")
+    (tmp_path / RESULTS).write_text('{"rows": [{"model": 3}]}')
+    refusal(lambda: read_run(tmp_path), "rows.0")
+    (tmp_path / RESULTS).write_text("\x00")
+    refusal(lambda: read_run(tmp_path), "results.json")
+    (tmp_path / RESULTS).write_text((run / RESULTS).read_text())
+    (tmp_path / "config.toml").write_text("[")
+    refusal(lambda: read_run(tmp_path), "TOML")
+    (tmp_path / "config.toml").unlink()
+    (tmp_path / BENCH).write_text("[]")
+    refusal(lambda: read_run(tmp_path), "bench.json")
+
+
+def test_the_verb_says_where_the_page_is(run: Path, tmp_path) -> None:
+    file = tmp_path / "both.html"
+    told = CliRunner().invoke(cli, ["report", str(run), str(run), "--output", str(file)])
+    assert told.output.strip() == str(file)
+    assert "2 runs compared" in file.read_text()
+    told = CliRunner().invoke(cli, ["report", str(run), "--output", str(tmp_path / "no" / "x")])
+    assert "cannot be written" in str(told.exception)
