@@ -25,6 +25,7 @@ def render(found: Found) -> str:
         "run.html.j2",
         title=_title(found),
         verdict=table.verdict(report.rows),
+        summary=_summary(found),
         about=list(_about(found)),
         remarks=table.remarks(report),
         quality=[_quality(report, text) for text in texts(report)],
@@ -59,6 +60,18 @@ def _title(found: Found) -> str:
     return f"{model}, made robust to quantization"
 
 
+def _summary(found: Found) -> str:
+    """The run in a line."""
+    settings, report = found.settings, found.report
+    parts = [f"{word} {settings[word]}" for word in ("recipe", "seed") if word in settings]
+    if report.seconds:
+        parts.append(f"{sum(report.seconds.values()):.0f} s")
+    peak = report.environment.get("peak_device_memory_gb", report.environment.get("peak_memory_gb"))
+    if peak is not None:
+        parts.append(f"{peak} GB at most")
+    return " · ".join(parts)
+
+
 def _about(found: Found) -> Iterator[tuple[str, str]]:
     settings, report = found.settings, found.report
     provenance = {**settings.get("provenance", {}), **report.environment}
@@ -83,9 +96,13 @@ def _about(found: Found) -> Iterator[tuple[str, str]]:
         total = sum(report.seconds.values())
         parts = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report.seconds.items())
         yield "time", f"{total:.0f} s ({parts})"
-    units = {"peak_memory_gb": "peak memory, GB", "peak_device_memory_gb": "peak GPU memory, GB"}
+    words = {
+        "device": "device used",
+        "peak_memory_gb": "peak memory, GB",
+        "peak_device_memory_gb": "peak GPU memory, GB",
+    }
     for word, value in provenance.items():
-        yield units.get(word, word.replace("_", " ")), str(value)
+        yield words.get(word, word.replace("_", " ")), str(value)
 
 
 def _options(plugin: dict[str, Any]) -> str:
@@ -178,7 +195,8 @@ def _plots(found: Found) -> Iterator[dict[str, str]]:
         yield {
             "name": "losses",
             "title": "Training losses",
-            "caption": "Dots: the loss under noise. Line: the same batch without noise.",
+            "caption": "Dots: under noise. Line: without noise. The control has no noise at all, "
+            "and learns by cross-entropy.",
             "svg": plots.losses(report.losses),
         }
     seen = report.sensitivity

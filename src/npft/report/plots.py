@@ -53,13 +53,14 @@ def losses(by_model: Mapping[str, Sequence[StepLoss]]) -> str:
             color = COLORS.get(model)
             noisy = {step.step: step.noisy for step in steps if step.noisy is not None}
             clean = {step.step: step.clean for step in steps if step.clean is not None}
-            if noisy:
+            if noisy and noisy != clean:
                 axes.plot(
                     list(noisy), list(noisy.values()), ".", color=color, alpha=0.5,
                     label=f"{model}, noisy",
                 )  # fmt: skip
-            if clean and clean != noisy:
-                axes.plot(list(clean), list(clean.values()), color=color, label=f"{model}, clean")
+            if clean:
+                label = model if clean == noisy else f"{model}, clean"
+                axes.plot(list(clean), list(clean.values()), color=color, label=label)
             every += [*noisy.values(), *clean.values()]
         _log_if_wide(axes, every)
         axes.set_xlabel("step")
