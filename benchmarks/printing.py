@@ -30,8 +30,10 @@ def report(output: Path) -> None:
     numbers = read(output)
     for study in dict.fromkeys(key.study for key in numbers):
         for text in dict.fromkeys(key.text for key in numbers if key.study == study):
-            print(f"\n### {study}, {text}: KL to the original (perplexity)\n")
-            print(table(numbers, study, text))
+            if any(key.text == text and key.metric == "kl" for key in numbers):
+                print(f"\n### {study}, {text}: KL to the original (perplexity)\n")
+                print(table(numbers, study, text))
+    print_accuracies(output)
     figure4(numbers, output / "figure4.png")
     figure5(output, output / "figure5.png")
 
@@ -72,6 +74,24 @@ def table(numbers: Numbers, study: str, text: str) -> str:
         if any(cells):
             lines.append([row, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def print_accuracies(output: Path) -> None:
+    """Tasks, where they were asked: accuracy in percent with its standard error, by model."""
+    found: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for file in sorted(output.glob("*.jsonl")):
+        for row in map(json.loads, file.read_text().splitlines()):
+            if row.get("questions") and row["stderr"] is not None:
+                shown = f"{100 * row['value']:.1f} ± {100 * row['stderr']:.1f}"
+                found[row["dataset"], row["metric"]][row["row"]][setting(row)] = shown
+    for (task, metric), rows in found.items():
+        print(f"\n### {task}, {metric} in %, with its standard error\n")
+        settings = list(dict.fromkeys(name for cells in rows.values() for name in cells))
+        first = [name for name in ("original", "default") if name in rows]
+        lines = [["model", *settings], ["---"] * (1 + len(settings))]
+        for name in dict.fromkeys([*first, *rows]):
+            lines.append([name, *(rows[name].get(column, "") for column in settings)])
+        print("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def cell(numbers: Numbers, key: Key) -> str:

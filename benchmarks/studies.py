@@ -24,7 +24,8 @@ class Case:
         values: what differs from the default configuration, see ``npft.config.RunConfig``.
         seed: the run's seed.
         calibration: the text to tune on, ``c4`` or ``wikitext2``.
-        trains: ``tuned``, ``control`` (no noise, cross-entropy) or nothing: the model as it is.
+        trains: ``tuned``, ``control`` (no noise, cross-entropy), a variant of ``variants.py``, or
+            ``nothing``: the model as it is.
     """
 
     study: str
@@ -104,6 +105,14 @@ def clean() -> list[Case]:
     ]
 
 
+def variants() -> list[Case]:
+    """Departures from the default recipe that are no options of npft."""
+    return [
+        Case("variants", "norms trained too", trains="norms"),
+        Case("variants", "ascent at 4 bits", trains="ascent"),
+    ]
+
+
 STUDIES = {
     "main": main,
     "calibration-size": calibration_size,
@@ -112,6 +121,7 @@ STUDIES = {
     "calibration-text": calibration_text,
     "gamma": gamma,
     "clean": clean,
+    "variants": variants,
 }
 """By the word of the command line. All but ``main`` compare with its row ``default``."""
 

@@ -26,9 +26,11 @@ from typing import Any
 
 from printing import report
 from studies import STUDIES, Case, cases
+from variants import VARIANTS
 
 from npft import adapters, comparison, config, data, folder, pipeline, stages
 from npft.errors import NpftError
+from npft.evaluation import harness
 from npft.plugins import discover
 from npft.progress import Silent
 from npft.provenance import Clock, environment
@@ -56,6 +58,11 @@ def main() -> None:
         help="as in npft run; 'gptq' and 'awq:group_size=64' where they are installed",
     )
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, such as default")
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], help="of the harness, as piqa_local (with NPFT_DATA set)"
+    )
+    parser.add_argument("--include-path", help="folder of further task files")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--share", default="0/1", help="I/N: only every Nth case, from the Ith")
     parser.add_argument("--print", action="store_true", help="only print what there is")
@@ -95,7 +102,8 @@ def own_command() -> list[str]:
 def measure(args: argparse.Namespace) -> None:
     """Run the cases of this process's share that have no rows yet."""
     index, of = map(int, args.share.split("/"))
-    mine = cases(args.studies, args.seeds)[index::of]
+    wanted = [c for c in cases(args.studies, args.seeds) if not args.rows or c.row in args.rows]
+    mine = wanted[index::of]
     bench: Bench | None = None
     for case in mine:
         rows = args.output / f"{case.name}.jsonl"
@@ -118,6 +126,7 @@ class Bench:
         parts = pipeline.plan(settings, self.catalog)
         with tempfile.TemporaryDirectory() as place, folder.create(Path(place) / "run") as kept:
             self.work = pipeline.workspace(settings, parts, kept, Silent())
+        self.work = replace(self.work, tasks=harness.load(settings.lm_eval))
         self.references = stages.originals(self.work)
 
     def settings(self, case: Case, output: Path) -> config.RunConfig:
@@ -137,9 +146,17 @@ class Bench:
                 "seed": case.seed,
                 "quant": [choice(text) for text in self.args.quant],
                 "bits": self.args.bits,
+                "lm_eval": self.tasks(),
                 **values,
             }
         )
+
+    def tasks(self) -> dict[str, Any]:
+        """What the harness is asked."""
+        if not self.args.tasks:
+            return {}
+        asked = {"tasks": self.args.tasks, "batch_size": 64}
+        return asked | ({"include_path": self.args.include_path} if self.args.include_path else {})
 
     def case(self, case: Case) -> list[dict[str, Any]]:
         """Train and measure; the rows, each with the case that it is of."""
@@ -176,7 +193,8 @@ class Bench:
         else:
             keep = parts.sampler.needs_sensitivity
             scored = stages.score(work, settings.gamma, settings.scope, keep=keep)
-            adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
+            with VARIANTS[case.trains](work.model):
+                adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
         return adapters.merge(work.model, adapter)
 
     def windows(self, case: Case, settings: config.RunConfig) -> Any:

@@ -19,7 +19,7 @@ ROOT = Path(npft.__file__).parent
 BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "progress", "seeding", "announcing"},
+    {"errors", "progress", "seeding", "announcing", "precision"},
     {"grid", "losses", "recipes"},
     {"artifacts"},
     {"contracts", "model_checks"},

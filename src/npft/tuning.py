@@ -18,6 +18,7 @@ from npft.contracts import Objective, Sampler
 from npft.errors import NpftError
 from npft.grid import Grid
 from npft.noise import Noise
+from npft.precision import tensor_cores
 from npft.progress import Progress, Silent
 from npft.seeding import generator, isolated_rng
 from npft.terms import BothTerms, NoNoise, OneTerm, Student, Terms, balanced, plain
@@ -175,6 +176,7 @@ def _train(
             seed=seed,
         ) as (wrapped, adapted),
         isolated_rng(seed, "dropout"),
+        tensor_cores(),
         torch.enable_grad(),
     ):
         steps = per_epoch if settings.restart else per_epoch * settings.epochs

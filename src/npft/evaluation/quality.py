@@ -10,6 +10,7 @@ from torch import Tensor
 
 from npft.artifacts import LanguageModel
 from npft.losses import divergence, sequence_losses
+from npft.precision import tensor_cores
 from npft.progress import Progress, Silent
 
 
@@ -78,6 +79,6 @@ def evaluate(
 
 def predict(model: LanguageModel, tokens: Tensor) -> Tensor:
     """Logits ``(batch, context, vocabulary)`` of ``tokens (batch, context)``, without gradients."""
-    with torch.no_grad():
+    with torch.no_grad(), tensor_cores():
         logits: Tensor = model.network(input_ids=tokens.to(model.device), use_cache=False).logits
     return logits

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from npft.contracts import Scorer
 from npft.errors import NpftError
 from npft.losses import sequence_losses
+from npft.precision import tensor_cores
 
 if TYPE_CHECKING:
     from npft.artifacts import LanguageModel
@@ -46,7 +47,7 @@ class Fisher(Scorer):
                 gradient = (g.T @ x).float()
                 total.addcmul_(gradient, gradient)
 
-        with _gradients_of_outputs(model, add) as embedded:
+        with _gradients_of_outputs(model, add) as embedded, tensor_cores():
             for tokens in batches:
                 shape = tokens.shape
                 loss = sequence_losses(model.network(input_ids=tokens).logits, tokens).sum()
