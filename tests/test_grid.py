@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from npft.errors import NpftError
-from npft.grid import Grid, decode, encode, minmax, step_size
+from npft.grid import Grid, decode, encode, minmax, step_size, step_sizes_at
 
 BITS = range(2, 9)
 
@@ -149,6 +149,9 @@ def test_step_is_that_of_the_own_group(group_size: int) -> None:
             group = [*weight[row, start : start + size].tolist(), 0.0]
             expected[row, start : start + size] = (max(group) - min(group)) / 15
     torch.testing.assert_close(step_size(weight, Grid(4, group_size)), expected)
+    positions = torch.tensor([0, 3, 4, 9, 23])
+    found = step_sizes_at(weight, positions, Grid(4, group_size))
+    torch.testing.assert_close(found, expected.flatten()[positions])
 
 
 def test_zeros_have_no_step() -> None:

@@ -31,7 +31,7 @@ LAYERS: tuple[set[str], ...] = (
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing"},
     {"generation"},
     {"bench", "lens"},
-    {"noise"},
+    {"noise", "late_losses"},
     {"terms"},
     {"tuning"},
     {"config", "folder"},

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CONFIGS, tiny_model, tiny_tokens
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from npft import losses
 from npft.losses import divergence, sequence_losses
 
 
@@ -33,15 +38,15 @@ def test_cross_entropy_is_that_of_transformers(architecture: str) -> None:
     with torch.no_grad():
         output = model.network(input_ids=tokens, labels=tokens)
         alone = [float(model.network(input_ids=t[None], labels=t[None]).loss) for t in tokens]
-    losses = sequence_losses(output.logits, tokens)
-    assert losses.tolist() == pytest.approx(alone, abs=1e-5)
-    assert float(losses.mean()) == pytest.approx(float(output.loss), abs=1e-5)
+    found = sequence_losses(output.logits, tokens)
+    assert found.tolist() == pytest.approx(alone, abs=1e-5)
+    assert float(found.mean()) == pytest.approx(float(output.loss), abs=1e-5)
     assert len(set(alone)) == len(tokens)
 
 
 def test_cross_entropy_of_uniform_predictions_is_the_log_of_the_vocabulary() -> None:
-    losses = sequence_losses(torch.zeros(2, 5, 7), torch.randint(7, (2, 5)))
-    torch.testing.assert_close(losses, torch.full((2,), 7.0).log())
+    found = sequence_losses(torch.zeros(2, 5, 7), torch.randint(7, (2, 5)))
+    torch.testing.assert_close(found, torch.full((2,), 7.0).log())
 
 
 def test_the_last_prediction_and_the_first_token_do_not_count() -> None:
@@ -104,3 +109,55 @@ def test_certain_predictions_stay_finite() -> None:
     student, original = torch.zeros(1, 3), torch.zeros(1, 3)
     student[0, 0], original[0, 1] = 1e4, 1e4
     assert float(divergence(student, original)) == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_change_neither_losses_nor_gradients(
+    dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against autograd through whole float32 copies: 30 rows of 50, one, two or all at a time."""
+    monkeypatch.setattr(losses, "AT_ONCE", at_once)
+    student = logits(3, 10, 50).to(dtype).requires_grad_()
+    original, tokens = logits(3, 10, 50, seed=1).to(dtype), torch.randint(50, (3, 10))
+    weights = torch.tensor([1.0, 2.0, -3.0])
+    predicted = student.float()[:, :-1]
+    each = F.cross_entropy(predicted.mT, tokens[:, 1:], reduction="none").mean(1)
+    q, p = student.float().log_softmax(-1), original.float().log_softmax(-1)
+    whole = (p.exp() * (p - q)).sum(-1).mean()
+    for mine, theirs in (
+        ((sequence_losses(student, tokens) * weights).sum(), (each * weights).sum()),
+        (divergence(student, original) * 7, whole * 7),
+    ):
+        torch.testing.assert_close(mine, theirs)
+        found, expected = (torch.autograd.grad(x, student)[0] for x in (mine, theirs))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest float32 tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        result = function(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple) else (result,):
+            if isinstance(made, Tensor) and made.dtype == torch.float32:
+                self.numel = max(self.numel, made.numel())
+        return result
+
+
+def test_no_float32_copy_of_the_whole_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "AT_ONCE", 200)
+    student = logits(3, 10, 50).bfloat16().requires_grad_()
+    original, tokens = logits(3, 10, 50, seed=1).bfloat16(), torch.randint(50, (3, 10))
+    with Largest() as seen:
+        sequence_losses(student, tokens).sum().backward()
+        divergence(student, original).backward()
+    assert 0 < seen.numel <= 200
+    with Largest() as seen:
+        F.cross_entropy(student.float().flatten(0, 1), tokens.flatten()).backward()
+    assert seen.numel == student.numel()

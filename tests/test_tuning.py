@@ -246,7 +246,7 @@ def test_tuning_under_the_residual_serves_the_quantizer(quantizer: Any) -> None:
             quantize = quantizer.follow(model.layers[name].weight, scores[name])
             layer.weight.copy_(quantize(layer.weight).dequantize())
         found.append(evaluate(quantized, original).kl)
-    assert found[1] < 0.75 * found[0]
+    assert found[1] < 0.85 * found[0]
     assert adapter.losses[0].noisy == pytest.approx(found[0], rel=0.3)  # on 4 of the 16 windows
 
 

@@ -71,9 +71,13 @@ class AdaptedLayer(LinearLayer):
 
     @property
     def weight(self) -> Tensor:
-        """Base plus adapter, ``(out, in)``, a new tensor."""
-        delta: Tensor = self.wrapper.get_delta_weight("default").detach()
-        return self.base + (delta.T if self.transposed else delta).to(self.base.dtype)
+        """Base plus adapter, ``(out, in)``, a new tensor made in one pass over the base."""
+        base, scaling = self.base, self.wrapper.scaling["default"]
+        b, a = (
+            self.wrapper.get_submodule(f"lora_{x}.default").weight.detach().to(base.dtype)
+            for x in "BA"
+        )
+        return torch.addmm(base, b, a, alpha=scaling)
 
 
 @contextmanager

@@ -74,6 +74,9 @@ class Sampler(Plugin, ABC):
 
         The default is the sampler itself. One that mixes several kinds of noise returns the kind
         it drew for this step.
+
+        Args:
+            generator: the only source of randomness, on the CPU.
         """
         return self
 

@@ -97,12 +97,22 @@ def step_size(weight: Tensor, grid: Grid) -> Tensor:
 
     It is 0 in an all-zero group, which rounding leaves as it is.
     """
-    low, high = _extremes(weight, grid)
-    step = ((high - low) / grid.max_code).unsqueeze(2)
+    step = _steps(weight, grid).unsqueeze(2)
     return step.expand_as(grid.groups(weight)).reshape(weight.shape)
+
+
+def step_sizes_at(weight: Tensor, positions: Tensor, grid: Grid) -> Tensor:
+    """The entries of :func:`step_size` at flat ``positions (k,)``, without making the others."""
+    # Groups are contiguous runs of the flat matrix, also across rows.
+    return _steps(weight, grid).flatten()[positions // (grid.group_size or weight.shape[1])]
+
+
+def _steps(weight: Tensor, grid: Grid) -> Tensor:
+    low, high = _extremes(weight, grid)
+    return (high - low) / grid.max_code
 
 
 def _extremes(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Least and greatest of each group and zero, ``(out, groups)``."""
-    grouped = grid.groups(weight)
-    return grouped.amin(dim=2).clamp(max=0), grouped.amax(dim=2).clamp(min=0)
+    low, high = grid.groups(weight).aminmax(dim=2)
+    return low.clamp(max=0), high.clamp(min=0)

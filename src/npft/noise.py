@@ -34,7 +34,8 @@ class Noise:
             sampler: draws the noise.
             outliers: positions that get it, per layer.
             grids: target grids, of which each application draws one.
-            random: the only source of randomness.
+            random: the only source of randomness. What is chosen on the host is drawn on the
+                CPU, where the host need not wait for the device.
             sensitivities: per layer, for samplers that need them.
             layers: ``attention`` or ``mlp`` leaves the other kind alone; ``all`` shakes both.
             keep: keep what was drawn until :meth:`new_epoch`.
@@ -43,6 +44,7 @@ class Noise:
         self._sampler = sampler
         self._grids = grids
         self._random = random
+        self._choices = _on_cpu(random)
         self._sensitivities = sensitivities
         self._layers = layers
         self._keep = keep
@@ -58,7 +60,7 @@ class Noise:
         """Within this scope the base weights carry noise; after it they are as before."""
         saved: list[tuple[Outliers, Tensor, Tensor]] = []
         grid = self._draw_grid()
-        sampler = self._sampler.each_step(self._random)
+        sampler = self._sampler.each_step(self._choices)
         try:
             with torch.no_grad():
                 for name, base, noise in self._noises(model, sampler, grid):
@@ -101,6 +103,12 @@ class Noise:
     def _draw_grid(self) -> Grid:
         if len(self._grids) == 1:
             return self._grids[0]
-        device = self._random.device
-        index = torch.randint(len(self._grids), (), generator=self._random, device=device)
+        index = torch.randint(len(self._grids), (), generator=self._choices)
         return self._grids[int(index)]
+
+
+def _on_cpu(random: torch.Generator) -> torch.Generator:
+    """The generator itself, or one of the same seed on the CPU."""
+    if random.device.type == "cpu":
+        return random
+    return torch.Generator().manual_seed(random.initial_seed())

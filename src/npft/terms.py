@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from npft.adapters import dropout_of_adapter
 from npft.artifacts import LanguageModel
 from npft.contracts import Objective
-from npft.errors import NpftError
 from npft.noise import Noise
 
 _SMALLEST = 1e-3  # nats: below this a loss is as good as zero, and its logarithm no guide
@@ -21,12 +20,16 @@ _SMALLEST = 1e-3  # nats: below this a loss is as good as zero, and its logarith
 class Terms(Protocol):
     """Adds the gradients of one step to the adapter and tells its losses.
 
-    Returns ``(noisy, clean)`` in nats per token, NaN for one that was not evaluated.
+    Returns ``(noisy, clean)`` in nats per token, None for one that was not evaluated: scalars on
+    the device, so that the host need not wait for them.
     """
 
-    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+    def __call__(self, tokens: Tensor) -> Losses:
         """Tokens ``(batch, context)``."""
         ...
+
+
+Losses = tuple[Tensor | None, Tensor | None]
 
 
 class Student:
@@ -47,14 +50,13 @@ class Student:
         with torch.no_grad(), self._wrapped.disable_adapter():
             return self._forward(tokens)
 
-    def clean(self, tokens: Tensor, original: object | None, scale: Scale) -> float:
+    def clean(self, tokens: Tensor, original: object | None, scale: Scale) -> Tensor:
         """Backward through ``scale(L(W + UV))``; L."""
         loss = self._loss(tokens, original)
-        value = finite(loss)
-        scale(loss, value).backward()
-        return value
+        scale(loss).backward()
+        return loss.detach()
 
-    def noisy(self, tokens: Tensor, original: object | None, scale: Scale) -> float:
+    def noisy(self, tokens: Tensor, original: object | None, scale: Scale) -> Tensor:
         """Backward through ``scale(L(W + z + UV))`` with fresh noise z; L."""
         assert self._noise is not None
         with self._noise.applied(self._adapted):
@@ -70,26 +72,22 @@ class Student:
         return self._wrapped(input_ids=tokens, output_hidden_states=hidden, use_cache=False)
 
 
-class Scale(Protocol):
-    """What becomes of a loss before its gradient is taken."""
-
-    def __call__(self, loss: Tensor, value: float, /) -> Tensor:
-        """``value`` is the loss as a number."""
-        ...
+Scale = Callable[[Tensor], Tensor]
+"""What becomes of a loss before its gradient is taken."""
 
 
-def plain(loss: Tensor, _: float) -> Tensor:
+def plain(loss: Tensor) -> Tensor:
     """The loss itself."""
     return loss
 
 
-def balanced(loss: Tensor, value: float) -> Tensor:
+def balanced(loss: Tensor) -> Tensor:
     """The loss divided by its own size, whose gradient is that of its logarithm.
 
     Coarse grids lose a hundred times more than fine ones; undivided, theirs would be the only
     gradients that count.
     """
-    return loss / max(value, _SMALLEST)
+    return loss / loss.detach().clamp(min=_SMALLEST)
 
 
 class BothTerms:
@@ -100,15 +98,15 @@ class BothTerms:
         self._beta = beta
         self._scale = scale
 
-    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+    def __call__(self, tokens: Tensor) -> Losses:
         original = self._student.original(tokens)
         noisy = self._student.noisy(tokens, original, self._scale)
         if self._beta == 0:
-            return noisy, math.nan
+            return noisy, None
         return noisy, self._student.clean(tokens, original, self._weighted)
 
-    def _weighted(self, loss: Tensor, value: float) -> Tensor:
-        return self._beta * self._scale(loss, value)
+    def _weighted(self, loss: Tensor) -> Tensor:
+        return self._beta * self._scale(loss)
 
 
 class OneTerm:
@@ -126,11 +124,11 @@ class OneTerm:
         self._scale = scale
         self._random = random
 
-    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+    def __call__(self, tokens: Tensor) -> Losses:
         original = self._student.original(tokens)
         if float(torch.rand((), generator=self._random)) < self._clean_share:
-            return math.nan, self._student.clean(tokens, original, self._scale)
-        return self._student.noisy(tokens, original, self._scale), math.nan
+            return None, self._student.clean(tokens, original, self._scale)
+        return self._student.noisy(tokens, original, self._scale), None
 
 
 class NoNoise:
@@ -140,21 +138,7 @@ class NoNoise:
         self._student = student
         self._factor = 1 + beta
 
-    def __call__(self, tokens: Tensor) -> tuple[float, float]:
+    def __call__(self, tokens: Tensor) -> Losses:
         original = self._student.original(tokens)
-        loss = self._student.clean(tokens, original, lambda loss, _: self._factor * loss)
+        loss = self._student.clean(tokens, original, lambda loss: self._factor * loss)
         return loss, loss
-
-
-def finite(loss: Tensor) -> float:
-    """The loss as a number.
-
-    Raises:
-        NpftError: it is NaN or infinite.
-    """
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise NpftError(
-            f"the tuning loss became {value}: lower tuning.lr or the noise, or tune in float32"
-        )
-    return value

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from npft import data
 from npft.adapters import Adapter, attached, extract, trainable
-from npft.artifacts import LanguageModel, Outliers, StepLoss
+from npft.artifacts import LanguageModel, Outliers
 from npft.contracts import Objective, Sampler
 from npft.errors import NpftError
 from npft.grid import Grid
+from npft.late_losses import LateLosses
 from npft.noise import Noise
 from npft.precision import tensor_cores
 from npft.progress import Progress, Silent
@@ -164,7 +165,7 @@ def _train(
     label: str,
 ) -> Adapter:
     show = progress or Silent()
-    losses: list[StepLoss] = []
+    losses = LateLosses(model.device)
     per_epoch = math.ceil(len(windows) / settings.batch_size)
     with (
         attached(
@@ -196,13 +197,12 @@ def _train(
                     noise.new_epoch()
                     if rescore is not None and settings.rescore:
                         noise.outliers = rescore(adapted)
-            noisy, clean = (None if math.isnan(term) else term for term in step(tokens))
-            losses.append(StepLoss(number, noisy, clean))
+            losses.add(number, *step(tokens))
             torch.nn.utils.clip_grad_norm_(trainable(wrapped), settings.clip)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        return extract(wrapped, losses)
+        return extract(wrapped, losses.all())
 
 
 def _terms(settings: Tuning, student: Student, noise: Noise | None, seed: int) -> Terms:
@@ -245,5 +245,6 @@ def _batches(
     shuffle = generator(seed, "order")
     for epoch in range(settings.epochs):
         order = torch.randperm(len(windows), generator=shuffle)
-        for tokens in data.batches(windows[order], settings.batch_size, device):
+        # Moved at once: to move each batch the host would have to wait for the device.
+        for tokens in data.batches(windows[order].to(device), settings.batch_size, device):
             yield epoch, tokens

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from npft.adapters import attached
 from npft.artifacts import LanguageModel, LinearLayer
 from npft.errors import NpftError
-from npft.scorers import Fisher
+from npft.scorers import Fisher, squares
 from npft.testing import check_scorer
 
 
@@ -51,14 +51,14 @@ class OneLayer(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
 
-    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, **_: object) -> SimpleNamespace:
         return SimpleNamespace(logits=self.linear(self.embedding(input_ids)))
 
 
 class Routed(OneLayer):
     """Sends only every other token of a flattened batch through its layer, as experts do."""
 
-    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, **_: object) -> SimpleNamespace:
         flat = self.embedding(input_ids).flatten(0, 1)
         logits = torch.zeros(len(flat), self.linear.out_features)
         logits = logits.index_add(0, torch.arange(0, len(flat), 2), self.linear(flat[::2]))
@@ -180,3 +180,13 @@ def test_half_precision_models_get_float32_scores(wanted: torch.dtype) -> None:
         assert values.dtype == torch.float32
         correlation = torch.corrcoef(torch.stack([values.flatten(), expected[name].flatten()]))
         assert correlation[0, 1] > 0.95
+
+
+def test_sequences_are_squared_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for three sequences' gradients, a batch of eight is 3 + 3 + 2; for none, 1 each."""
+    model, tokens = tiny_model(), tiny_tokens(windows=8)
+    whole = scores(model, tokens, 8)
+    for at_once in (3 * 4 * 32 * 64, 1):
+        monkeypatch.setattr(squares, "AT_ONCE", at_once)
+        for name, values in scores(model, tokens, 8).items():
+            torch.testing.assert_close(values, whole[name], rtol=1e-5, atol=0)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from npft.contracts import Sampler
-from npft.grid import Grid, step_size
+from npft.grid import Grid, step_sizes_at
 from npft.samplers.distributions import Unit, gaussian, laplace, uniform
 
 
@@ -27,7 +27,7 @@ class StepNoise(Sampler):
     def sample(
         self, weight: Tensor, positions: Tensor, grid: Grid, generator: torch.Generator
     ) -> Tensor:
-        steps = torch.take(step_size(weight, grid), positions)
+        steps = step_sizes_at(weight, positions, grid)
         return self.unit(len(positions), weight, generator) * steps * self.scale
 
 
