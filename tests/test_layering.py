@@ -31,7 +31,7 @@ LAYERS: tuple[set[str], ...] = (
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing"},
     {"generation"},
     {"bench", "lens"},
-    {"noise"},
+    {"noise", "finite"},
     {"terms"},
     {"tuning"},
     {"config", "folder"},
@@ -59,6 +59,7 @@ STAGES = BUILT_INS | {
     "outliers",
     "adapters",
     "noise",
+    "finite",
     "terms",
     "tuning",
     "evaluation",
@@ -125,7 +126,7 @@ def rank(name: str) -> int:
 
 def test_there_is_something_to_check() -> None:
     assert len(MODULES) > 30
-    assert Import("npft.tuning", "npft.noise", False) in OWN
+    assert Import("npft.tuning.tune", "npft.noise", False) in OWN
     assert Import("npft.artifacts.model", "npft.models", True) in OWN
 
 

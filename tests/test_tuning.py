@@ -29,7 +29,8 @@ from npft.objectives import KL, CrossEntropy
 from npft.quantizers import RTN, KMeans
 from npft.samplers import ChannelUniform, Residual, StepUniform
 from npft.scorers import Fisher
-from npft.tuning import Tuning, _linear_schedule, control, tune
+from npft.tuning import Tuning, control, tune
+from npft.tuning.optimizer import linear_schedule
 
 architectures = pytest.mark.parametrize("architecture", ["Llama", "GPT2", "OPT"])
 
@@ -174,7 +175,7 @@ def test_the_first_step_is_as_long_as_the_learning_rate() -> None:
 
 @pytest.mark.parametrize(("steps", "warmup", "rising"), [(20, 0.25, 5), (20, 0.0, 1), (1, 0.5, 1)])
 def test_the_rate_rises_and_falls_linearly(steps: int, warmup: float, rising: int) -> None:
-    factor = _linear_schedule(settings(warmup=warmup), steps)
+    factor = linear_schedule(settings(warmup=warmup), steps)
     up = [(step + 1) / rising for step in range(rising)]
     down = [(steps - step) / (steps - rising) for step in range(rising, steps)]
     assert [factor(step) for step in range(steps)] == pytest.approx(up + down)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,6 +61,26 @@ class Draw(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """A :class:`Draw` that can tell what it remembers, so that a tuning can be continued.
+
+    After an interruption the matrix is bound anew, and ``load_state`` makes the new object one
+    that draws exactly what the old one would have drawn.
+    """
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that later draws depend on and that binding does not give.
+
+        By names without a slash.
+        """
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Remember what :meth:`state` told, instead of what binding gave."""
+        ...
+
+
 class Sampler(Plugin, ABC):
     """Noise of the kind that quantization makes."""
 
@@ -81,7 +101,9 @@ class Sampler(Plugin, ABC):
         """What draws noise for one matrix throughout a tuning.
 
         The default is the sampler itself. One that must remember something of each matrix, such
-        as a codebook, returns a new object here and keeps itself frozen.
+        as a codebook, returns a new object here and keeps itself frozen. That object should be one
+        that :class:`Remembers`; while another is in use, no epoch of the tuning is kept, so that
+        after an interruption the tuning begins anew.
 
         Args:
             weight: ``(out, in)``, the effective weight at the start.

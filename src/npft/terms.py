@@ -12,7 +12,8 @@ from torch import Tensor
 from npft.adapters import dropout_of_adapter
 from npft.artifacts import LanguageModel
 from npft.contracts import Objective
-from npft.errors import NpftError
+from npft.errors import NotFinite
+from npft.finite import first_bad_layer
 from npft.noise import Noise
 
 _SMALLEST = 1e-3  # nats: below this a loss is as good as zero, and its logarithm no guide
@@ -50,7 +51,13 @@ class Student:
     def clean(self, tokens: Tensor, original: object | None, scale: Scale) -> float:
         """Backward through ``scale(L(W + UV))``; L."""
         loss = self._loss(tokens, original)
-        value = finite(loss)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            where = first_bad_layer(self._adapted, lambda: self._forward(tokens))
+            raise NotFinite(
+                f"the tuning loss became {value}, first in {where}: lower tuning.lr or the noise, "
+                "or tune in float32"
+            )
         scale(loss, value).backward()
         return value
 
@@ -144,17 +151,3 @@ class NoNoise:
         original = self._student.original(tokens)
         loss = self._student.clean(tokens, original, lambda loss, _: self._factor * loss)
         return loss, loss
-
-
-def finite(loss: Tensor) -> float:
-    """The loss as a number.
-
-    Raises:
-        NpftError: it is NaN or infinite.
-    """
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise NpftError(
-            f"the tuning loss became {value}: lower tuning.lr or the noise, or tune in float32"
-        )
-    return value
