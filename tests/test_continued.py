@@ -108,8 +108,8 @@ def test_codebooks_are_part_of_the_state() -> None:
 
     def train(memory: Memory | None) -> Adapter:
         return tune(
-            model, tiny_tokens(), everywhere(model), sampler, KL(), settings(lr=0.1, noise_bits=(3,)),
-            sensitivities=scores, checkpoint=memory,
+            model, tiny_tokens(), everywhere(model), sampler, KL(),
+            settings(lr=0.1, noise_bits=(3,)), sensitivities=scores, checkpoint=memory,
         )  # fmt: skip
 
     memory = Memory(stop_after=2)

@@ -19,11 +19,11 @@ ROOT = Path(npft.__file__).parent
 BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "progress", "seeding", "announcing"},
+    {"errors", "progress", "seeding", "announcing", "clock"},
     {"grid", "losses", "recipes"},
     {"artifacts"},
     {"contracts", "model_checks"},
-    {"hooks", "models"},
+    {"hooks", "models", "fingerprints"},
     {"packed"},
     {"checkpoints"},
     {"hf"},
@@ -35,6 +35,7 @@ LAYERS: tuple[set[str], ...] = (
     {"terms"},
     {"tuning"},
     {"config", "folder"},
+    {"ledger"},
     {"report"},
     {"stages"},
     {"provenance"},

@@ -31,6 +31,7 @@ class KMeans(Quantizer):
 
     name: ClassVar[str] = "kmeans"
     needs_sensitivity: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
 
     sparse_sensitivity: float = Field(
         0.0, ge=0, le=0.1, description="share of each matrix kept in float, the most sensitive"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,6 +55,11 @@ class Tuning(BaseModel):
     def grids(self) -> list[Grid]:
         """The target grids of the noise."""
         return [Grid(bits, self.noise_group_size) for bits in self.noise_bits]
+
+    def without_noise(self) -> dict[str, Any]:
+        """What training without noise depends on, ready for JSON."""
+        of_noise = {"terms", "balance", "layers", "draw", "rescore", "noise_bits"}
+        return self.model_dump(mode="json", exclude=of_noise | {"noise_group_size"})
 
     def adapter_layers(self, model: LanguageModel) -> list[str]:
         """Names of the layers that get an adapter: those not named by ``adapter_skip``.
