@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,12 +27,13 @@ from printing import report
 from studies import STUDIES, Case, cases
 from variants import VARIANTS
 
-from npft import adapters, comparison, config, data, folder, pipeline, stages
+from npft import comparison, config, data, folder, pipeline, stages
 from npft.errors import NpftError
 from npft.evaluation import harness
+from npft.ledger import Ledger
 from npft.plugins import discover
 from npft.progress import Silent
-from npft.provenance import Clock, environment
+from npft.provenance import environment
 
 TEXTS = {"c4": "c4-validation.jsonl", "wikitext2": "wikitext2-validation.txt"}
 CALIBRATION = "c4-calibration.jsonl"
@@ -125,7 +125,7 @@ class Bench:
         settings = self.settings(Case("main", "original"), args.output)
         parts = pipeline.plan(settings, self.catalog)
         with tempfile.TemporaryDirectory() as place, folder.create(Path(place) / "run") as kept:
-            self.work = pipeline.workspace(settings, parts, kept, Silent())
+            self.work = pipeline.workspace(settings, parts, self.catalog, kept, Silent())
         self.work = replace(self.work, tasks=harness.load(settings.lm_eval))
         self.references = stages.originals(self.work)
 
@@ -162,32 +162,29 @@ class Bench:
         """Train and measure; the rows, each with the case that it is of."""
         settings = self.settings(case, self.args.output / case.name)
         parts = pipeline.plan(settings, self.catalog)
-        clock = Clock()
-        shutil.rmtree(settings.output, ignore_errors=True)  # what a killed process has left
         with folder.create(Path(settings.output)) as kept:
             work = replace(
                 self.work,
-                folder=kept,
+                ledger=Ledger(kept, Silent()),
                 seed=settings.seed,
                 scorer=parts.scorer,
                 calibration=self.windows(case, settings),
             )
             written = config.dumps(pipeline.in_full(settings, parts), environment(work))
             kept.write_text(folder.CONFIG, written)
-            with clock.timing("tune"):
-                model = self.trained(case, settings, parts, work)
-            done = comparison.measure(work, case.trains, model, None, self.references, clock)
+            variant = self.trained(case, settings, parts, work)
+            done = comparison.measure(work, variant, self.references)
             rows = [row for part in done for row in part.rows]
         about = {"study": case.study, "row": case.row, "seed": case.seed}
         shown = [{**about, **asdict(row)} for row in rows]
-        seconds = {name: round(value, 1) for name, value in clock.seconds.items()}
+        seconds = {name: round(value, 1) for name, value in work.ledger.clock.seconds.items()}
         print(case.name, json.dumps(seconds), cells(shown), file=sys.stderr, flush=True)
         return [{**about, "seconds": seconds, "environment": environment(work)}, *shown]
 
     def trained(self, case: Case, settings: Any, parts: Any, work: Any) -> Any:
         """The model of a case."""
         if case.trains == "nothing":
-            return work.model
+            return stages.original(work)
         if case.trains == "control":
             adapter = stages.control(work, parts.objective, parts.tuning)
         else:
@@ -195,7 +192,7 @@ class Bench:
             scored = stages.score(work, settings.gamma, settings.scope, keep=keep)
             with VARIANTS[case.trains](work.model):
                 adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
-        return adapters.merge(work.model, adapter)
+        return stages.tuned(work, case.trains, adapter)
 
     def windows(self, case: Case, settings: config.RunConfig) -> Any:
         """Calibration windows; those of WikiText-2 are what evaluation leaves over."""

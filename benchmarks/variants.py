@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from unittest.mock import patch
 
-import peft
 import torch
 
 from npft import terms, tuning
@@ -16,24 +15,7 @@ from npft.grid import Grid, step_size
 
 
 @contextmanager
-def norms(model: LanguageModel) -> Iterator[None]:
-    """The weights (and biases) of the normalisations are trained beside the adapter."""
-    names = [
-        name
-        for name, module in model.network.named_modules()
-        if "norm" in type(module).__name__.lower() and next(module.parameters(), None) is not None
-    ]
-    plain = peft.LoraConfig
-
-    def with_norms(**options: object) -> peft.LoraConfig:
-        return plain(**options, modules_to_save=names)  # type: ignore[arg-type]
-
-    with patch.object(peft, "LoraConfig", with_norms):
-        yield
-
-
-@contextmanager
-def ascent(model: LanguageModel) -> Iterator[None]:
+def ascent(_: LanguageModel) -> Iterator[None]:
     r"""The worst noise in the box instead of the residual: :math:`z = \Delta/2\,\mathrm{sign}(g)`.
 
     The direction of sharpness-aware minimisation (arXiv 2010.01412) in the maximum norm, as in
@@ -47,7 +29,9 @@ def ascent(model: LanguageModel) -> Iterator[None]:
 class AscentStudent(terms.Student):
     """A student whose noise climbs the loss."""
 
-    def noisy(self, tokens: torch.Tensor, original: object | None, scale: terms.Scale) -> float:
+    def noisy(
+        self, tokens: torch.Tensor, original: object | None, scale: terms.Scale
+    ) -> torch.Tensor:
         """See :meth:`npft.terms.Student.noisy`."""
         layers = [x for x in self._adapted.layers.values() if isinstance(x, AdaptedLayer)]
         weights = [layer.module.weight for layer in layers]
@@ -72,7 +56,6 @@ class AscentStudent(terms.Student):
 
 VARIANTS: dict[str, Callable[[LanguageModel], AbstractContextManager[None]]] = {
     "tuned": lambda _: nullcontext(),
-    "norms": norms,
     "ascent": ascent,
 }
 """By the word in ``Case.trains``."""

@@ -196,3 +196,34 @@ def test_a_folder_without_an_adapter_is_refused(missing: str | None, tmp_path: P
         (tmp_path / missing).unlink()
     with pytest.raises(NpftError, match=r"there is no readable adapter in .*: run npft tune"):
         load_adapter(tmp_path)
+
+
+@architectures
+def test_normalisations_are_trained_merged_and_put_back(architecture: str) -> None:
+    model = tiny_model(architecture)
+    before, modules = state(model), dict(model.network.named_modules())
+    norms = [n for n in before if "norm" in n.lower() or "ln_" in n]
+    random = torch.Generator().manual_seed(1)
+    with (
+        attached(
+            model, list(model.layers), rank=RANK, alpha=ALPHA, dropout=0.0, norms=True, seed=0
+        ) as (wrapped, _),
+        torch.no_grad(),
+    ):
+        for parameter in adapters.trainable(wrapped):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+        wrapped.eval()
+        adapted = logits(wrapped)
+        with wrapped.disable_adapter():
+            off = logits(wrapped)
+        adapter = extract(wrapped, [])
+    assert {f"base_model.model.{name}" for name in norms} == {
+        name for name in adapter.weights if ".lora_" not in name
+    }
+    torch.testing.assert_close(off, logits(model.network), rtol=1e-5, atol=1e-5)
+    assert same(state(model), before)
+    assert all(module is modules[name] for name, module in model.network.named_modules())
+    merged = merge(model, adapter)
+    torch.testing.assert_close(logits(merged.network), adapted, rtol=1e-4, atol=1e-4)
+    after = state(merged)
+    assert all(torch.equal(after[n], adapter.weights[f"base_model.model.{n}"]) for n in norms)

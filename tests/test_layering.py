@@ -19,11 +19,11 @@ ROOT = Path(npft.__file__).parent
 BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "progress", "seeding", "announcing", "precision"},
+    {"errors", "progress", "seeding", "announcing", "precision", "clock"},
     {"grid", "losses", "recipes"},
     {"artifacts"},
     {"contracts", "model_checks"},
-    {"hooks", "models"},
+    {"hooks", "models", "fingerprints"},
     {"packed"},
     {"checkpoints"},
     {"hf"},
@@ -31,10 +31,11 @@ LAYERS: tuple[set[str], ...] = (
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing"},
     {"generation"},
     {"bench", "lens"},
-    {"noise", "late_losses"},
+    {"noise", "finite"},
     {"terms"},
     {"tuning"},
     {"config", "folder"},
+    {"ledger"},
     {"report"},
     {"stages"},
     {"provenance"},
@@ -59,6 +60,7 @@ STAGES = BUILT_INS | {
     "outliers",
     "adapters",
     "noise",
+    "finite",
     "terms",
     "tuning",
     "evaluation",
@@ -125,7 +127,7 @@ def rank(name: str) -> int:
 
 def test_there_is_something_to_check() -> None:
     assert len(MODULES) > 30
-    assert Import("npft.tuning", "npft.noise", False) in OWN
+    assert Import("npft.tuning.tune", "npft.noise", False) in OWN
     assert Import("npft.artifacts.model", "npft.models", True) in OWN
 
 

@@ -220,7 +220,7 @@ def test_the_top_of_the_whole_model(tiny_folder, tmp_path) -> None:
     stored = load_file(tmp_path / "a" / "scores" / "outliers.safetensors")
     parts = pipeline.plan(staged, discover())
     with folder.opened(tmp_path / "b") as kept:
-        work = pipeline.workspace(staged, parts, kept, Silent())
+        work = pipeline.workspace(staged, parts, discover(), kept, Silent())
     scores = dict(stages.sensitivities(work, work.model, "score"))
     total = sum(values.numel() for values in scores.values())
     counts = [len(stored[name]) for name in scores]
@@ -228,7 +228,7 @@ def test_the_top_of_the_whole_model(tiny_folder, tmp_path) -> None:
     assert 0 in counts
     least = min(float(scores[n].flatten()[stored[n]].min()) for n in scores if len(stored[n]))
     assert sum(int((values > least).sum()) for values in scores.values()) == sum(counts) - 1
-    loaded = stages.load_scored(work)
+    loaded = stages.load_scored(work)()
     assert (loaded.gamma, loaded.scope) == (0.0005, "model")
     for name, positions in stored.items():
         assert torch.equal(loaded.outliers[name].indices(), positions)

@@ -29,7 +29,8 @@ from npft.objectives import KL, CrossEntropy
 from npft.quantizers import RTN, KMeans
 from npft.samplers import ChannelUniform, Residual, StepUniform
 from npft.scorers import Fisher
-from npft.tuning import Tuning, _linear_schedule, control, tune
+from npft.tuning import Tuning, control, tune
+from npft.tuning.optimizer import linear_schedule
 
 architectures = pytest.mark.parametrize("architecture", ["Llama", "GPT2", "OPT"])
 
@@ -37,7 +38,7 @@ architectures = pytest.mark.parametrize("architecture", ["Llama", "GPT2", "OPT"]
 def settings(**changes: Any) -> Tuning:
     """Two epochs of two steps with a small adapter and plain eq. 7, whatever the defaults are."""
     small = {"epochs": 2, "batch_size": 2, "rank": 2, "alpha": 4, "lr": 1e-2}
-    plain = {"beta": 0.5, "terms": "both", "balance": False, "noise_bits": (4,)}
+    plain = {"beta": 0.5, "terms": "both", "balance": False, "noise_bits": (4,), "norms": False}
     return Tuning(**{**small, **plain, **changes})
 
 
@@ -62,7 +63,9 @@ def initial(model: LanguageModel, options: Tuning, seed: int) -> dict[str, Tenso
         return extract(wrapped, []).weights
 
 
-def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning) -> list[Tensor]:
+def by_hand(
+    model: LanguageModel, windows: Tensor, noise: float, options: Tuning
+) -> dict[str, Tensor]:
     """Eq. 7 with explicit matrices, transformers' own loss, AdamW, and all windows in each step."""
     pairs = {
         name: [
@@ -71,7 +74,12 @@ def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning
         ]
         for name in model.layers
     }
-    trained = [parameter for pair in pairs.values() for parameter in pair]
+    norms = {
+        name: parameter.clone().requires_grad_()
+        for name, parameter in model.network.named_parameters()
+        if "norm" in name and options.norms
+    }
+    trained = [parameter for pair in pairs.values() for parameter in pair] + list(norms.values())
     optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
 
     def loss(shift: float) -> Tensor:
@@ -82,7 +90,7 @@ def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning
             for name, (a, b) in pairs.items()
         }
         inputs = {"input_ids": windows, "labels": windows}
-        return functional_call(model.network, weights, kwargs=inputs).loss
+        return functional_call(model.network, weights | norms, kwargs=inputs).loss
 
     for step in range(options.epochs):
         optimizer.param_groups[0]["lr"] = (
@@ -101,13 +109,20 @@ def by_hand(model: LanguageModel, windows: Tensor, noise: float, options: Tuning
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, options.clip)
         optimizer.step()
-    return [parameter.detach() for parameter in trained]
+    matrices = {
+        f"{name}.lora_{x}.weight": matrix
+        for name, pair in pairs.items()
+        for x, matrix in zip("AB", pair, strict=True)
+    }
+    return {f"base_model.model.{n}": p.detach() for n, p in (matrices | norms).items()}
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"beta": 0.5},
+        {"norms": True},
+        {"norms": True, "weight_decay": 0.5},
         {"beta": 0.0},
         {"beta": 3.0},
         {"beta": 0.5, "clip": 0.01},
@@ -122,11 +137,11 @@ def test_equation_7_by_hand(options: dict[str, Any]) -> None:
     model, windows = tiny_model(), tiny_tokens(windows=4)
     adapter = tune(model, windows, everywhere(model), constant(0.05), CrossEntropy(), chosen)
     expected = by_hand(model, windows, 0.05, chosen)
-    found = list(adapter.weights.values())
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=chosen.lr / 20)
+    assert adapter.weights.keys() == expected.keys()
+    for name, theirs in expected.items():
+        torch.testing.assert_close(adapter.weights[name], theirs, rtol=0, atol=chosen.lr / 20)
     without_noise = by_hand(model, windows, 0.0, chosen)
-    largest = max(float((a - b).abs().max()) for a, b in zip(without_noise, expected, strict=True))
+    largest = max(float((without_noise[n] - expected[n]).abs().max()) for n in expected)
     assert largest > chosen.lr / 2
 
 
@@ -174,7 +189,7 @@ def test_the_first_step_is_as_long_as_the_learning_rate() -> None:
 
 @pytest.mark.parametrize(("steps", "warmup", "rising"), [(20, 0.25, 5), (20, 0.0, 1), (1, 0.5, 1)])
 def test_the_rate_rises_and_falls_linearly(steps: int, warmup: float, rising: int) -> None:
-    factor = _linear_schedule(settings(warmup=warmup), steps)
+    factor = linear_schedule(settings(warmup=warmup), steps)
     up = [(step + 1) / rising for step in range(rising)]
     down = [(steps - step) / (steps - rising) for step in range(rising, steps)]
     assert [factor(step) for step in range(steps)] == pytest.approx(up + down)

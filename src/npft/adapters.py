@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from npft.artifacts import LanguageModel, LinearLayer, StepLoss
 from npft.errors import NpftError, in_one_line
@@ -82,15 +82,25 @@ class AdaptedLayer(LinearLayer):
 
 @contextmanager
 def attached(
-    model: LanguageModel, layers: list[str], *, rank: int, alpha: float, dropout: float, seed: int
+    model: LanguageModel,
+    layers: list[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    norms: bool = False,
+    seed: int,
 ) -> Iterator[tuple[PeftModel, LanguageModel]]:
     """Attach a fresh adapter (B = 0, so that nothing changes yet) and take it off on exit.
+
+    With ``norms`` it includes the weights and biases of the normalisations, as copies.
 
     Yields:
         peft's model, and a view of ``model`` whose layers know their effective weights.
     """
     from peft import LoraConfig
 
+    copied = _normalisations(model) if norms else {}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -98,6 +108,7 @@ def attached(
         target_modules=layers,
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(model.layers[name].transposed for name in layers),
+        modules_to_save=list(copied) or None,
     )
     training = model.network.training
     with isolated_rng(seed, "adapter"):
@@ -106,7 +117,18 @@ def attached(
         yield wrapped, _adapted(model, set(layers))
     finally:
         wrapped.unload()  # type: ignore[operator]
+        for name, module in copied.items():  # peft leaves its trained copies
+            model.network.set_submodule(name, module)
         model.network.train(training)
+
+
+def _normalisations(model: LanguageModel) -> dict[str, nn.Module]:
+    """The modules of LayerNorm, RMSNorm and the like, found by their classes' names."""
+    return {
+        name: module
+        for name, module in model.network.named_modules()
+        if "norm" in type(module).__name__.lower() and module._parameters
+    }
 
 
 @contextmanager

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from npft import checkpoints, stages
 from npft.adapters import Adapter
 from npft.artifacts import LanguageModel, Report
 from npft.contracts import Quantizer
 from npft.errors import NpftError, Unavailable
 from npft.evaluation.quality import Original
+from npft.ledger import Stage
 from npft.progress import Progress
-from npft.provenance import Clock
-from npft.stages import Scored, Workspace
+from npft.stages import Scored, Variant, Workspace
 
 
 def available(
@@ -53,7 +51,7 @@ def require_some(done: Collection[Any], unavailable: Mapping[str, str]) -> None:
 
 
 def compare(
-    work: Workspace, adapters: Mapping[str, Adapter], scored: Scored, clock: Clock
+    work: Workspace, adapters: Mapping[str, Stage[Adapter]], scored: Stage[Scored]
 ) -> Iterator[Report]:
     """What each model, as float and through each quantizer, adds to the report.
 
@@ -63,48 +61,33 @@ def compare(
     references = stages.originals(work)
     for which in ("tuned", "original", "control"):
         if which == "original":
-            known = scored.sensitivities
-            yield from measure(work, which, work.model, known, references, clock)
+            yield from measure(work, stages.original(work, scored), references)
         elif which in adapters:
-            merged = stages.merge(work, which, adapters[which])
-            known = None
-            if which == "tuned" and scored.largest is not None:
-                with clock.timing("score"):
-                    known = stages.sensitivities_to_quantize(work, merged, which)
-                    found = stages.follow_sensitive(work, scored.largest, merged, known)
-                yield Report([], sensitivity=found)
-            yield from measure(work, which, merged, known, references, clock)
-            del merged
+            variant = stages.tuned(work, which, adapters[which])
+            if which == "tuned":
+                stages.merge(work, variant).ensure()
+                yield Report([], sensitivity=stages.follow_sensitive(work, scored, variant)())
+            yield from measure(work, variant, references)
+            del variant
 
 
 def measure(
-    work: Workspace,
-    which: str,
-    model: LanguageModel,
-    known: Mapping[str, Tensor] | None,
-    references: Mapping[str, Original],
-    clock: Clock,
+    work: Workspace, variant: Variant, references: Mapping[str, Original]
 ) -> Iterator[Report]:
-    """The rows of one model, as float and through each quantizer; the tuned one's are kept.
-
-    ``known`` are its sensitivities, if they are there already.
-    """
-    with clock.timing("evaluate"):
-        rows = stages.measure(work, references, which, model)
-    yield Report(rows)
-    with clock.timing("quantize"):
-        known = stages.sensitivities_to_quantize(work, model, which, known)
+    """The rows of one model, as float and through each quantizer; the tuned one's are kept."""
+    yield Report(stages.measure(work, references, variant))
     for quantizer in work.quantizers:
+        label = quantizer.label
+        keep = variant.name == "tuned"
+        quantized = stages.quantize(work, variant, quantizer, keep=keep)
         try:
-            with clock.timing("quantize"):
-                keep_as = quantizer.label if which == "tuned" else None
-                quantized = stages.quantize(work, model, quantizer, known, keep_as)
+            if keep:
+                quantized.ensure()
+            rows = stages.measure(work, references, variant, label, quantized)
         except Unavailable as reason:
-            work.progress.note(f"{quantizer.label} is not available: {reason}")
-            yield Report([], unavailable={quantizer.label: str(reason)})
+            work.progress.note(f"{label} is not available: {reason}")
+            yield Report([], unavailable={label: str(reason)})
             continue
-        with clock.timing("evaluate"):
-            rows = stages.measure(work, references, which, model, quantized)
-        notes = stages.notes(which, quantized)
-        del quantized
-        yield Report(rows, notes=notes)
+        finally:
+            quantized.release()
+        yield Report(rows, notes=stages.notes(variant.name, label, quantized))

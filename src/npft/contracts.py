@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from npft.errors import Unavailable
+from npft.errors import NpftError, Unavailable
 from npft.grid import Grid
 from npft.progress import Progress, Silent
 
@@ -61,6 +61,26 @@ class Draw(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """A :class:`Draw` that can tell what it remembers, so that a tuning can be continued.
+
+    After an interruption the matrix is bound anew, and ``load_state`` makes the new object one
+    that draws exactly what the old one would have drawn.
+    """
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that later draws depend on and that binding does not give.
+
+        By names without a slash.
+        """
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Remember what :meth:`state` told, instead of what binding gave."""
+        ...
+
+
 class Sampler(Plugin, ABC):
     """Noise of the kind that quantization makes."""
 
@@ -84,7 +104,9 @@ class Sampler(Plugin, ABC):
         """What draws noise for one matrix throughout a tuning.
 
         The default is the sampler itself. One that must remember something of each matrix, such
-        as a codebook, returns a new object here and keeps itself frozen.
+        as a codebook, returns a new object here and keeps itself frozen. That object should be one
+        that :class:`Remembers`; while another is in use, no epoch of the tuning is kept, so that
+        after an interruption the tuning begins anew.
 
         Args:
             weight: ``(out, in)``, the effective weight at the start.
@@ -131,6 +153,18 @@ class Objective(Plugin, ABC):
         """
 
 
+class Layers(Protocol):
+    """Quantized layers that are kept one by one."""
+
+    def load(self, name: str) -> PackedWeight | None:
+        """A layer that was kept, if it was."""
+        ...
+
+    def save(self, name: str, weight: PackedWeight) -> None:
+        """Keep a layer, whole or not at all."""
+        ...
+
+
 class Quantizer(Plugin, ABC):
     """Turns a float model into a quantized one.
 
@@ -140,6 +174,11 @@ class Quantizer(Plugin, ABC):
 
     needs_sensitivity: ClassVar[bool] = False
     """Whether :meth:`quantize` wants the sensitivities of the model it is given."""
+
+    keeps_layers: ClassVar[bool] = False
+    """Whether a run keeps each layer when it is done, for the case that it is interrupted.
+
+    For per-matrix quantizers that take long."""
 
     bits: int = Field(4, ge=2, le=8, description="bits per weight")
 
@@ -218,6 +257,26 @@ class Quantizer(Plugin, ABC):
             sensitivities: layer name to ``(out, in)``, if ``needs_sensitivity``.
             progress: where to show the layers done.
         """
+        return self.quantize_layers(model, sensitivities, progress)
+
+    def quantize_layers(
+        self,
+        model: LanguageModel,
+        sensitivities: Mapping[str, Tensor] | None,
+        progress: Progress | None = None,
+        done: Layers | None = None,
+    ) -> QuantizedModel:
+        """What :meth:`quantize` does by default: each layer by :meth:`quantize_weight`.
+
+        Args:
+            model: as there.
+            sensitivities: as there.
+            progress: as there.
+            done: layers that need not be quantized again, and where to keep those that are.
+
+        Raises:
+            NpftError: a layer cannot be quantized; it is named.
+        """
         from npft.artifacts import QuantizedModel
 
         self.check(model)
@@ -227,9 +286,17 @@ class Quantizer(Plugin, ABC):
             runnable.layers.items(), f"quantize {self.label}", len(runnable.layers)
         )
         for name, layer in shown:
-            sensitivity = sensitivities[name] if sensitivities is not None else None
-            weights[name] = self.quantize_weight(layer.weight.float(), sensitivity)
-            layer.weight.copy_(weights[name].dequantize())
+            packed = None if done is None else done.load(name)
+            if packed is None:
+                sensitivity = sensitivities[name] if sensitivities is not None else None
+                try:
+                    packed = self.quantize_weight(layer.weight.float(), sensitivity)
+                except NpftError as error:
+                    raise type(error)(f"layer {name}: {error}") from error
+                if done is not None:
+                    done.save(name, packed)
+            weights[name] = packed
+            layer.weight.copy_(packed.dequantize())
         return QuantizedModel(
             runnable,
             weights,

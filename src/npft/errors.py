@@ -19,6 +19,10 @@ class Unavailable(NpftError):
     """
 
 
+class NotFinite(NpftError):
+    """A number that became NaN or infinite while tuning: the run stops, or leaves out the step."""
+
+
 def in_one_line(error: BaseException, most: int = 200) -> str:
     """What another library's exception says, on one line, for use inside a sentence of ours."""
     said = error.strerror if isinstance(error, OSError) else None

@@ -15,6 +15,8 @@ from npft.errors import NpftError
 
 CONFIG = "config.toml"
 LOCK = ".lock"
+STAGES = ".stages"
+"""Where a run folder says what each part was made from, see :mod:`npft.ledger`."""
 
 
 class RunFolder:
@@ -30,17 +32,25 @@ class RunFolder:
     def writing(self, name: str) -> Iterator[Path]:
         """A temporary path to write ``name`` to; it takes its place when the scope ends well.
 
+        By then it is on the disk, not only on its way there, so that not even a power cut leaves
+        a half of it.
+
         Raises:
             NpftError: the disk is full or cannot be written; nothing half-written is left.
         """
         target = self.path / name
         draft = target.with_name(f".{target.name}.part")
-        _remove(draft)
+        old = target.with_name(f".{target.name}.old.part")
         try:
+            _remove(draft)
             target.parent.mkdir(parents=True, exist_ok=True)
             yield draft
-            _remove(target)
+            _flush(draft)
+            if target.is_dir():  # a folder cannot take the place of one with something in it
+                _remove(old)
+                os.replace(target, old)
             os.replace(draft, target)
+            _flush_entry(target.parent)
         except OSError as error:
             raise NpftError(f"{str(target)!r} cannot be written: {error.strerror}") from error
         except Exception as error:
@@ -49,6 +59,7 @@ class RunFolder:
             raise
         finally:
             _remove(draft)
+            _remove(old)
 
     def write_text(self, name: str, text: str) -> None:
         """Write one text file, whole."""
@@ -59,20 +70,36 @@ class RunFolder:
         """Write one JSON file, whole."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
+    def remove(self, name: str) -> None:
+        """Remove a file or folder, if it is there.
+
+        Raises:
+            NpftError: it cannot be removed.
+        """
+        try:
+            _remove(self.path / name)
+        except OSError as error:
+            raise NpftError(
+                f"{str(self.path / name)!r} cannot be removed: {error.strerror}"
+            ) from error
+
 
 @contextmanager
 def create(path: Path) -> Iterator[RunFolder]:
-    """Make and lock a new run folder; if the run fails before anything is kept, remove it.
+    """Make and lock a run folder, or lock one to go on with.
+
+    If the run fails before anything is kept, a new folder is removed again.
 
     Raises:
-        NpftError: another run is using it, it already holds something, or it cannot be made.
+        NpftError: another run is using it, it holds something else, or it cannot be made.
     """
     absent = [place for place in (path, *path.parents) if not place.exists()]
-    if path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
+    if path.is_dir() and not (path / STAGES).is_dir() and any(map(_matters, path.iterdir())):
         with _locked(path):
             pass
         raise NpftError(
-            f"output folder {str(path)!r} is not empty: give another --output, or remove it"
+            f"output folder {str(path)!r} is not empty, and has no run to go on with: give another "
+            "--output, or remove it"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -82,9 +109,9 @@ def create(path: Path) -> Iterator[RunFolder]:
         with _locked(path):
             yield RunFolder(path)
     finally:
-        if absent and not any(entry.name != LOCK for entry in path.iterdir()):
-            (path / LOCK).unlink(missing_ok=True)
-            for place in absent:
+        if absent and not any(map(_matters, path.iterdir())):
+            shutil.rmtree(path)
+            for place in absent[1:]:
                 place.rmdir()
 
 
@@ -124,11 +151,32 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def _matters(entry: Path) -> bool:
+    """Whether an entry of a folder is more than what a run that kept nothing may leave."""
+    return entry.name != LOCK and not (entry.name.startswith(".") and entry.suffix == ".part")
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder with everything in it, to the disk."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            _flush(entry)
+    _flush_entry(path)
+
+
+def _flush_entry(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _is_full(error: Exception) -> bool:

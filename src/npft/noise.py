@@ -10,7 +10,7 @@ from torch import Tensor
 
 from npft.adapters import AdaptedLayer
 from npft.artifacts import LanguageModel, Outliers
-from npft.contracts import Draw, Sampler
+from npft.contracts import Draw, Remembers, Sampler
 from npft.grid import Grid
 
 
@@ -50,6 +50,32 @@ class Noise:
         self._keep = keep
         self._kept: dict[str, Tensor] = {}
         self._bound: dict[tuple[Sampler, str], Draw] = {}
+        self._remembered: dict[str, dict[str, Tensor]] = {}
+
+    def state(self) -> dict[str, Tensor] | None:
+        """What later noise depends on, between two epochs; None if a draw cannot tell it.
+
+        That is the generator, and what each bound draw remembers. The noise kept for an epoch is
+        over, and the outliers are selected anew from what the caller has.
+        """
+        remembered = dict(self._remembered)
+        for (sampler, name), draw in self._bound.items():
+            if isinstance(draw, Remembers):
+                remembered[_key(sampler, name)] = draw.state()
+            elif not isinstance(draw, Sampler):
+                return None
+        found = {"random": self._random.get_state()}
+        for key, tensors in remembered.items():
+            found |= {f"{key}/{part}": values for part, values in tensors.items()}
+        return found
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken; draws get theirs when they are bound again."""
+        self._random.set_state(state["random"])
+        for key, values in state.items():
+            if key != "random":
+                draw, _, part = key.rpartition("/")
+                self._remembered.setdefault(draw, {})[part] = values
 
     def new_epoch(self) -> None:
         """Forget noise that was kept for an epoch."""
@@ -97,7 +123,10 @@ class Noise:
         key = (sampler, name)
         if key not in self._bound:
             known = self._sensitivities[name] if self._sensitivities is not None else None
-            self._bound[key] = sampler.bind(weight, known)
+            drawn = self._bound[key] = sampler.bind(weight, known)
+            remembered = self._remembered.pop(_key(sampler, name), None)
+            if remembered is not None and isinstance(drawn, Remembers):
+                drawn.load_state({k: v.to(weight.device) for k, v in remembered.items()})
         return self._bound[key]
 
     def _draw_grid(self) -> Grid:
@@ -112,3 +141,8 @@ def _on_cpu(random: torch.Generator) -> torch.Generator:
     if random.device.type == "cpu":
         return random
     return torch.Generator().manual_seed(random.initial_seed())
+
+
+def _key(sampler: Sampler, layer: str) -> str:
+    """A name for what a sampler remembers of a layer, the same in every process."""
+    return f"{sampler.name}{sampler.model_dump_json()}/{layer}"

@@ -16,10 +16,12 @@ from npft.config import RunConfig
 from npft.contracts import Objective, Plugin, Quantizer, Sampler, Scorer
 from npft.errors import NpftError
 from npft.evaluation import harness
+from npft.evaluation.harness import Tasks
 from npft.folder import RunFolder
+from npft.ledger import Ledger, Stage
 from npft.plugins import Catalog, build
 from npft.progress import Progress, Silent
-from npft.provenance import Clock, environment
+from npft.provenance import environment, versions
 from npft.report import page
 from npft.report.reading import RESULTS, read_run
 from npft.stages import Workspace
@@ -89,33 +91,27 @@ def in_full(settings: RunConfig, parts: Plan) -> RunConfig:
 
 
 def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None) -> Report:
-    """The whole job, into a new run folder ``settings.output``.
+    """The whole job, into the run folder ``settings.output``, which is new or has a part of it.
 
     Raises:
         NpftError: anything wrong with the input, the folder or the numbers, in one sentence.
     """
     parts = plan(settings, catalog)
     tasks = harness.load(settings.lm_eval)
-    clock = Clock()
     with folder.create(Path(settings.output)) as kept:
-        with clock.timing("load"):
-            work = workspace(settings, parts, kept, progress or Silent())
-            work = replace(work, tasks=tasks)
-        with clock.timing("score"):
-            scored = stages.score(
-                work, settings.gamma, settings.scope, keep=parts.needs_sensitivity
-            )
-        adapters: dict[str, Adapter] = {}
+        work = workspace(settings, parts, catalog, kept, progress or Silent(), tasks)
+        scored = stages.score(work, settings.gamma, settings.scope, keep=parts.needs_sensitivity)
+        scored.ensure()
+        adapters: dict[str, Stage[Adapter]] = {}
         if settings.control:
-            with clock.timing("control"):
-                adapters["control"] = stages.control(work, parts.objective, parts.tuning)
-        with clock.timing("tune"):
-            adapters["tuned"] = stages.tune(
-                work, scored, parts.sampler, parts.objective, parts.tuning
-            )
-        losses = {which: adapter.losses for which, adapter in adapters.items()}
-        report = Report([], losses, clock.seconds, unavailable=dict(work.unavailable))
-        for found in comparison.compare(work, adapters, scored, clock):
+            adapters["control"] = stages.control(work, parts.objective, parts.tuning).ensure()
+        adapters["tuned"] = stages.tune(
+            work, scored, parts.sampler, parts.objective, parts.tuning
+        ).ensure()
+        losses = {which: adapter().losses for which, adapter in adapters.items()}
+        report = Report([], losses, unavailable=dict(work.unavailable))
+        report.notes.extend(stages.skipped(losses))
+        for found in comparison.compare(work, adapters, scored):
             report = replace(
                 report,
                 rows=report.rows + found.rows,
@@ -123,23 +119,34 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
                 notes=report.notes + found.notes,
                 sensitivity=found.sensitivity or report.sensitivity,
                 environment=environment(work),
+                seconds=dict(work.ledger.clock.seconds),
             )
             kept.write_json(RESULTS, asdict(report))
         write_results(kept, report)
         quantized = [row for row in report.rows if row.quantizer != "none"]
         comparison.require_some(quantized, report.unavailable)
+        work.ledger.tidy()
         return report
 
 
-def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progress) -> Workspace:
+def workspace(
+    settings: RunConfig,
+    parts: Plan,
+    catalog: Catalog,
+    kept: RunFolder,
+    progress: Progress,
+    tasks: Tasks | None = None,
+) -> Workspace:
     """Load the model and the texts, and check that they go together with the quantizers."""
-    model = load(settings)
+    ledger = Ledger(kept, progress)
+    with ledger.clock.timing("load"):
+        model = load(settings)
     able, unable = comparison.available(parts.quantizers, model, progress)
     parts.tuning.adapter_layers(model)
     outliers.check_selects(settings.gamma, model.layers.values(), settings.scope)
     calibration, texts = windows(settings, model, progress)
     work = Workspace(
-        folder=kept,
+        ledger=ledger,
         model=model,
         calibration=calibration,
         texts=texts,
@@ -149,6 +156,9 @@ def workspace(settings: RunConfig, parts: Plan, kept: RunFolder, progress: Progr
         progress=progress,
         quantizers=able,
         unavailable=unable,
+        tasks=tasks,
+        versions=versions(),
+        packages={entry.cls: f"{entry.package} {entry.version}" for entry in catalog},
     )
     kept.write_text(folder.CONFIG, config.dumps(in_full(settings, parts), environment(work)))
     return work

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from npft import adapters, checkpoints, comparison, data, folder, pipeline, stages
-from npft.artifacts import LanguageModel, Report
+from npft import checkpoints, comparison, data, folder, pipeline, stages
+from npft.artifacts import Report
 from npft.config import RunConfig
-from npft.errors import Unavailable
+from npft.errors import NpftError, Unavailable
 from npft.evaluation import harness
+from npft.evaluation.harness import Tasks
 from npft.folder import RunFolder
 from npft.lens import measuring
 from npft.pipeline import Plan
@@ -22,17 +23,17 @@ from npft.plugins import Catalog
 from npft.progress import Progress
 from npft.provenance import environment
 from npft.report.reading import RESULTS, read_results
-from npft.stages import Workspace
-
-QUANTIZED = "quantized"
+from npft.stages import Variant, Workspace
 
 
 def score(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
     """Start a run folder with ``config.toml`` and ``scores/``."""
     parts = pipeline.plan(settings, catalog)
     with folder.create(Path(settings.output)) as kept:
-        work = pipeline.workspace(settings, parts, kept, progress)
-        stages.score(work, settings.gamma, settings.scope, keep=parts.needs_sensitivity)
+        work = pipeline.workspace(settings, parts, catalog, kept, progress)
+        keep = parts.needs_sensitivity
+        stages.score(work, settings.gamma, settings.scope, keep=keep).ensure()
+        work.ledger.tidy()
 
 
 def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
@@ -40,11 +41,12 @@ def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
     with _opened(settings, catalog, progress) as (parts, work):
         scored = stages.load_scored(work)
         if settings.control:
-            stages.control(work, parts.objective, parts.tuning)
-        adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning)
-        merged = stages.merge(work, "tuned", adapter)
-        if scored.largest is not None:
-            stages.follow_sensitive(work, scored.largest, merged)
+            stages.control(work, parts.objective, parts.tuning).ensure()
+        adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning).ensure()
+        variant = stages.tuned(work, "tuned", adapter)
+        stages.merge(work, variant).ensure()
+        stages.follow_sensitive(work, scored, variant).ensure()
+        work.ledger.tidy()
 
 
 def quantize(
@@ -65,21 +67,23 @@ def quantize(
         written = []
         unavailable = dict(work.unavailable)
         for name in which:
-            model = _model(work, name)
-            known = stages.sensitivities_to_quantize(work, model, name)
+            variant = _variant(work, name)
             for quantizer in work.quantizers:
-                keep_as = quantizer.label if name == "tuned" else f"{name}/{quantizer.label}"
+                keep_as = stages.below(name, quantizer.label)
+                quantized = stages.quantize(work, variant, quantizer, keep=True)
                 try:
-                    quantized = stages.quantize(work, model, quantizer, known, keep_as)
+                    quantized.ensure()
                 except Unavailable as reason:
                     unavailable[quantizer.label] = str(reason)
                     progress.note(f"{quantizer.label} is not available: {reason}")
                     continue
-                for note in stages.notes(name, quantized):
+                for note in stages.notes(name, quantizer.label, quantized):
                     progress.note(note)
-                written.append(work.folder / QUANTIZED / keep_as)
+                written.append(work.folder / stages.QUANTIZED / keep_as)
                 if as_float:
-                    written.append(stages.keep_float(work, quantized, keep_as))
+                    written.append(stages.keep_float(work, quantized(), keep_as))
+                quantized.release()
+        work.ledger.tidy()
         comparison.require_some(written, unavailable)
         return written
 
@@ -87,20 +91,22 @@ def quantize(
 def evaluate(settings: RunConfig, catalog: Catalog, progress: Progress) -> Report:
     """Measure every model and checkpoint in the folder; ``results.json`` keeps other rows."""
     tasks = harness.load(settings.lm_eval)
-    with _opened(settings, catalog, progress) as (_, work):
-        work = replace(work, tasks=tasks)
+    with _opened(settings, catalog, progress, tasks) as (_, work):
         references = stages.originals(work)
         rows, notes = [], []
         for name in ("original", "control", "tuned"):
-            if not _present(work.folder, name):
+            if name != "original" and stages.kept_adapter(work, name) is None:
                 continue
-            model = _model(work, name)
-            rows += stages.measure(work, references, name, model)
-            for path in _checkpoints(work.folder, name):
-                quantized = checkpoints.load(path, device=settings.device, dtype=settings.dtype)
-                rows += stages.measure(work, references, name, model, quantized)
-                notes += stages.notes(name, quantized)
+            variant = _variant(work, name)
+            rows += stages.measure(work, references, variant)
+            for setting in _settings(work.folder, name):
+                quantized = stages.checkpoint(work, name, setting)
+                rows += stages.measure(work, references, variant, setting, quantized)
+                notes += stages.notes(name, setting, quantized)
+                quantized.release()
+        work.ledger.tidy()
         before = _so_far(work.folder)
+        notes += stages.skipped(before.losses)
         report = replace(
             before,
             rows=pipeline.merge_rows(before.rows, rows),
@@ -126,32 +132,34 @@ def lens(
 
 @contextmanager
 def _opened(
-    settings: RunConfig, catalog: Catalog, progress: Progress
+    settings: RunConfig, catalog: Catalog, progress: Progress, tasks: Tasks | None = None
 ) -> Iterator[tuple[Plan, Workspace]]:
     parts = pipeline.plan(settings, catalog)
     with folder.opened(Path(settings.output)) as kept:
-        yield parts, pipeline.workspace(settings, parts, kept, progress)
+        yield parts, pipeline.workspace(settings, parts, catalog, kept, progress, tasks)
 
 
-def _present(kept: RunFolder, name: str) -> bool:
-    return name == "original" or (kept / _adapter(name)).is_dir()
+def _variant(work: Workspace, name: str) -> Variant:
+    """One of the folder's models.
 
-
-def _adapter(name: str) -> str:
-    return "adapter" if name == "tuned" else "control"
-
-
-def _model(work: Workspace, name: str) -> LanguageModel:
+    Raises:
+        NpftError: it has none of that name yet.
+    """
     if name == "original":
-        return work.model
-    return adapters.merge(work.model, adapters.load_adapter(work.folder / _adapter(name)))
+        return stages.original(work)
+    adapter = stages.kept_adapter(work, name)
+    if adapter is None:
+        raise NpftError(f"{str(work.folder.path)!r} has no {name} model yet: run npft tune first")
+    return stages.tuned(work, name, adapter)
 
 
-def _checkpoints(kept: RunFolder, name: str) -> list[Path]:
-    place = kept / QUANTIZED if name == "tuned" else kept / QUANTIZED / name
-    if not place.is_dir():
+def _settings(kept: RunFolder, name: str) -> list[str]:
+    """The settings in which one of the models is in the folder as a checkpoint."""
+    place = kept / stages.QUANTIZED / stages.below(name, "any")
+    if not place.parent.is_dir():
         return []
-    return sorted(path for path in place.iterdir() if (path / checkpoints.MANIFEST).is_file())
+    found = place.parent.iterdir()
+    return sorted(path.name for path in found if (path / checkpoints.MANIFEST).is_file())
 
 
 def _so_far(kept: RunFolder) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from npft.adapters import dropout_of_adapter
 from npft.artifacts import LanguageModel
 from npft.contracts import Objective
+from npft.finite import first_bad_layer
 from npft.noise import Noise
 
 _SMALLEST = 1e-3  # nats: below this a loss is as good as zero, and its logarithm no guide
@@ -61,6 +63,11 @@ class Student:
         assert self._noise is not None
         with self._noise.applied(self._adapted):
             return self.clean(tokens, original, scale)
+
+    def first_bad_layer(self, tokens: Tensor) -> str:
+        """Where the numbers first go bad on these tokens, under fresh noise."""
+        with nullcontext() if self._noise is None else self._noise.applied(self._adapted):
+            return first_bad_layer(self._adapted, lambda: self._forward(tokens))
 
     def _loss(self, tokens: Tensor, original: object | None) -> Tensor:
         with dropout_of_adapter(self._wrapped):

@@ -35,11 +35,16 @@ class Row:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """Losses of one optimiser step, in nats per token; None for a term that it did not take."""
+    """Losses of one optimiser step, in nats per token; None for a term that it did not take.
+
+    Attributes:
+        skipped: why the step was left out, if it was: a loss or a gradient that is not finite.
+    """
 
     step: int
     noisy: float | None
     clean: float | None
+    skipped: str | None = None
 
 
 @dataclass(frozen=True)

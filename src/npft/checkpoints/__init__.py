@@ -10,9 +10,10 @@ does not need it.
 from __future__ import annotations
 
 from npft.checkpoints.formats import FORMATS, check
+from npft.checkpoints.layer import load_layer, save_layer
 from npft.checkpoints.loading import load
 from npft.checkpoints.manifest import MANIFEST
 from npft.checkpoints.saving import save
 from npft.checkpoints.stored import WEIGHTS
 
-__all__ = ["FORMATS", "MANIFEST", "WEIGHTS", "check", "load", "save"]
+__all__ = ["FORMATS", "MANIFEST", "WEIGHTS", "check", "load", "load_layer", "save", "save_layer"]

@@ -58,7 +58,7 @@ class NpftFormat(Format):
             "version": VERSION,
             "bits": quantized.bits,
             "group_size": quantized.group_size,
-            "layers": {name: _entry(weight) for name, weight in quantized.weights.items()},
+            "layers": {name: entry_of(weight) for name, weight in quantized.weights.items()},
         }
 
     def pack(self, weight: PackedWeight, settings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -74,7 +74,8 @@ class NpftFormat(Format):
         return assemble(tensors, entry, stored)
 
 
-def _entry(weight: PackedWeight) -> dict[str, Any]:
+def entry_of(weight: PackedWeight) -> dict[str, Any]:
+    """What the settings say of a layer."""
     return {
         "layout": weight.layout,
         "bits": weight.bits,

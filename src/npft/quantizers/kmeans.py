@@ -31,6 +31,7 @@ class KMeans(Quantizer):
 
     name: ClassVar[str] = "kmeans"
     needs_sensitivity: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
 
     sparse_sensitivity: float = Field(
         0.0, ge=0, le=0.1, description="share of each matrix kept in float, the most sensitive"
@@ -82,17 +83,29 @@ class KMeans(Quantizer):
         if self.variant:
             return super().follow(weight, sensitivity)
         searched = self.quantize_weight(weight, sensitivity)
-        codebook = searched.tables()["codebook"].float()
-        weights = torch.ones_like(weight) if sensitivity is None else sensitivity
+        return Following(searched.tables()["codebook"].float(), sensitivity, self.bits)
 
-        def assign(moved: Tensor) -> PackedWeight:
-            nonlocal codebook
-            moved = moved.float().contiguous()
-            codes = torch.searchsorted(codebook.unfold(1, 2, 1).mean(2), moved)
-            codebook = _means(moved, weights, codes, codebook)
-            return CodebookWeight(codes.to(torch.uint8), half(codebook), self.bits)
 
-        return assign
+class Following:
+    """The codebook of a matrix that moves.
+
+    Attributes:
+        codebook: ``(out, 2**bits)`` float32, ascending: all that later calls depend on beside
+            the sensitivities.
+    """
+
+    def __init__(self, codebook: Tensor, sensitivity: Tensor | None, bits: int) -> None:
+        self.codebook = codebook
+        self._sensitivity = sensitivity
+        self._bits = bits
+
+    def __call__(self, moved: Tensor) -> PackedWeight:
+        """Quantize the matrix ``(out, in)`` where it is now."""
+        moved = moved.float().contiguous()
+        weights = torch.ones_like(moved) if self._sensitivity is None else self._sensitivity
+        codes = torch.searchsorted(self.codebook.unfold(1, 2, 1).mean(2), moved)
+        self.codebook = _means(moved, weights, codes, self.codebook)
+        return CodebookWeight(codes.to(torch.uint8), half(self.codebook), self._bits)
 
 
 def _means(values: Tensor, weights: Tensor, codes: Tensor, empty: Tensor) -> Tensor:

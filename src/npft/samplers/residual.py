@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from npft.artifacts import PackedWeight
 from npft.contracts import Draw, Sampler
 from npft.grid import Grid
-from npft.quantizers.kmeans import KMeans
+from npft.quantizers.kmeans import Following, KMeans
 from npft.quantizers.rtn import RTN
 
 
@@ -72,6 +72,20 @@ class _Residuals:
             self._quantize[key] = quantizer.follow(weight.float(), self._sensitivity)
         rounded = self._quantize[key](weight.float()).dequantize().to(weight.dtype)
         return torch.take(rounded - weight, positions)
+
+    def state(self) -> dict[str, Tensor]:
+        """The codebooks, by the grid they are for."""
+        return {
+            f"{grid.bits}-{grid.group_size}": quantize.codebook
+            for (_, grid), quantize in self._quantize.items()
+            if isinstance(quantize, Following)
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for key, codebook in state.items():
+            grid = Grid(*map(int, key.split("-")))
+            following = Following(codebook, self._sensitivity, grid.bits)
+            self._quantize["kmeans", grid] = following
 
 
 def _index(count: int, generator: torch.Generator) -> int:

@@ -1,0 +1,159 @@
+"""An adapter under noise, and the control's without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from npft.adapters import Adapter, attached, extract
+from npft.artifacts import LanguageModel, Outliers
+from npft.contracts import Objective, Sampler
+from npft.errors import NpftError
+from npft.noise import Noise
+from npft.precision import tensor_cores
+from npft.progress import Progress, Silent
+from npft.seeding import generator, isolated_rng
+from npft.terms import BothTerms, NoNoise, OneTerm, Student, Terms, balanced, plain
+from npft.tuning.settings import Tuning
+from npft.tuning.state import Checkpoint
+from npft.tuning.training import Training, train
+
+Rescore = Callable[[LanguageModel], Mapping[str, Outliers]]
+
+
+def tune(
+    model: LanguageModel,
+    windows: Tensor,
+    outliers: Mapping[str, Outliers],
+    sampler: Sampler,
+    objective: Objective,
+    settings: Tuning,
+    *,
+    seed: int = 0,
+    sensitivities: Mapping[str, Tensor] | None = None,
+    rescore: Rescore | None = None,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Adapter:
+    r"""Train an adapter under fresh noise at every step (eq. 7).
+
+    .. math:: \min_{U,V} L(W + z_i + UV) + \beta L(W + UV)
+
+    The noise z is added to the base weights only, so that the adapter's gradient is exact, and
+    the weights are put back bit for bit after every step.
+
+    Args:
+        model: the float model; the same, bit for bit, when this returns.
+        windows: ``(n, context)`` calibration token ids.
+        outliers: positions that get noise, per layer.
+        sensitivities: ``(out, in)`` per layer, if the sampler needs them.
+        rescore: called before each epoch after the first if ``settings.rescore``, with the model
+            as adapted so far.
+        checkpoint: where the state is kept after each epoch; what it has already is not done
+            again, and the adapter is the same, bit for bit.
+
+    Returns:
+        The adapter and the losses of each step.
+
+    Raises:
+        NotFinite: a loss or a gradient became NaN or infinite, and ``settings.on_bad_step`` is
+            ``stop``.
+        NpftError: every step was skipped.
+    """
+    if sampler.needs_sensitivity and sensitivities is None:
+        raise NpftError(f"sampler {sampler.name!r} needs the sensitivities of the weights")
+    noise = Noise(
+        sampler,
+        outliers,
+        settings.grids(),
+        generator(seed, "noise", model.device),
+        sensitivities=sensitivities,
+        layers=settings.layers,
+        keep=settings.draw == "epoch",
+    )
+    return _trained(
+        model, windows, noise, objective, settings, seed, rescore, progress, "tune", checkpoint
+    )
+
+
+def control(
+    model: LanguageModel,
+    windows: Tensor,
+    objective: Objective,
+    settings: Tuning,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Adapter:
+    """The honest baseline: the same adapter, data and steps, with no noise at all."""
+    return _trained(
+        model, windows, None, objective, settings, seed, None, progress, "control", checkpoint
+    )
+
+
+def _trained(
+    model: LanguageModel,
+    windows: Tensor,
+    noise: Noise | None,
+    objective: Objective,
+    settings: Tuning,
+    seed: int,
+    rescore: Rescore | None,
+    progress: Progress | None,
+    label: str,
+    checkpoint: Checkpoint | None,
+) -> Adapter:
+    with (
+        attached(
+            model,
+            settings.adapter_layers(model),
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            norms=settings.norms,
+            seed=seed,
+        ) as (wrapped, adapted),
+        isolated_rng(seed, "dropout"),
+        tensor_cores(),
+        torch.enable_grad(),
+    ):
+        wrapped.eval()
+        random = generator(seed, "terms")
+        student = Student(wrapped, adapted, objective, noise)
+        terms = _terms(settings, student, noise, random)
+        per_epoch = math.ceil(len(windows) / settings.batch_size)
+        training = Training(
+            wrapped, terms, settings, per_epoch, noise, random, student.first_bad_layer
+        )
+
+        def select(noise: Noise) -> None:
+            if rescore is not None:
+                noise.outliers = rescore(adapted)
+
+        train(
+            training,
+            windows,
+            settings,
+            model.device,
+            seed,
+            rescore=select,
+            show=progress or Silent(),
+            label=label,
+            checkpoint=checkpoint,
+        )
+        return extract(wrapped, training.losses)
+
+
+def _terms(
+    settings: Tuning, student: Student, noise: Noise | None, random: torch.Generator
+) -> Terms:
+    scale = balanced if settings.balance else plain
+    if noise is None:
+        return NoNoise(student, settings.beta)
+    if settings.terms == "one":
+        return OneTerm(student, settings.beta, scale, random)
+    return BothTerms(student, settings.beta, scale)
