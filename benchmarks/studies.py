@@ -105,6 +105,26 @@ def clean() -> list[Case]:
     ]
 
 
+def around() -> list[Case]:
+    """The frontier around the default recipe, between rounding and k-means."""
+    twice = {"name": "residual", "quantizers": ["rtn", "kmeans", "kmeans"]}
+    fine = {"noise_bits": [4, 4, 3]}
+    of: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "beta 0.25": ({"beta": 0.25}, {}),
+        "beta 0.75": ({"beta": 0.75}, {}),
+        "beta 1": ({"beta": 1.0}, {}),
+        "beta 2": ({"beta": 2.0}, {}),
+        "beta 1, k-means twice": ({"beta": 1.0}, twice),
+        "beta 1, 4 bits twice": ({"beta": 1.0, **fine}, {}),
+        "k-means twice, 4 bits twice": (fine, twice),
+        "lr 3e-4": ({"lr": 3e-4}, {}),
+    }
+    return [
+        Case("around", row, {"tuning": tuning} | ({"sampler": sampler} if sampler else {}))
+        for row, (tuning, sampler) in of.items()
+    ]
+
+
 def variants() -> list[Case]:
     """Departures from the default recipe that are no options of npft."""
     return [
@@ -122,6 +142,7 @@ STUDIES = {
     "gamma": gamma,
     "clean": clean,
     "variants": variants,
+    "around": around,
 }
 """By the word of the command line. All but ``main`` compare with its row ``default``."""
 

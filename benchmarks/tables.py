@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from printing import report
 from studies import STUDIES, Case, cases
 from variants import VARIANTS
@@ -58,7 +60,9 @@ def main() -> None:
         help="as in npft run; 'gptq' and 'awq:group_size=64' where they are installed",
     )
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, such as default")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="only these, such as default or main-released-1"
+    )
     parser.add_argument(
         "--tasks", nargs="+", default=[], help="of the harness, as piqa_local (with NPFT_DATA set)"
     )
@@ -86,12 +90,19 @@ def run(args: argparse.Namespace) -> None:
         return measure(args)
     shares = [f"{i}/{args.processes}" for i in range(args.processes)]
     started = [
-        subprocess.Popen([*own_command(), "--processes", "1", "--share", share]) for share in shares
+        subprocess.Popen([*own_command(), "--processes", "1", "--share", share], env=on_gpu(i))
+        for i, share in enumerate(shares)
     ]
     failed = [share for share, process in zip(shares, started, strict=True) if process.wait()]
     if failed:
         sys.exit(f"error: the processes {', '.join(failed)} failed; what they measured is kept")
     return None
+
+
+def on_gpu(index: int) -> dict[str, str]:
+    """This environment, with one of the GPUs for a process: they are dealt out in turn."""
+    gpus = torch.cuda.device_count()
+    return {**os.environ, **({"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus > 1 else {})}
 
 
 def own_command() -> list[str]:
@@ -102,7 +113,8 @@ def own_command() -> list[str]:
 def measure(args: argparse.Namespace) -> None:
     """Run the cases of this process's share that have no rows yet."""
     index, of = map(int, args.share.split("/"))
-    wanted = [c for c in cases(args.studies, args.seeds) if not args.rows or c.row in args.rows]
+    every = cases(args.studies, args.seeds)
+    wanted = [c for c in every if not args.rows or {c.row, c.name} & set(args.rows)]
     mine = wanted[index::of]
     bench: Bench | None = None
     for case in mine:

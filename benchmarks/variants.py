@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from unittest.mock import patch
 
 import torch
 
-from npft import terms, tuning
+from npft import terms
 from npft.adapters import AdaptedLayer
 from npft.artifacts import LanguageModel
 from npft.grid import Grid, step_size
@@ -22,7 +23,8 @@ def ascent(_: LanguageModel) -> Iterator[None]:
     ASAM's and adversarial training's inner step. As the KL has no gradient at the start, g is
     taken at weights that carry the recipe's own noise.
     """
-    with patch.object(tuning, "Student", AscentStudent):
+    where = import_module("npft.tuning.tune")  # the package has a function of this name
+    with patch.object(where, "Student", AscentStudent):
         yield
 
 
