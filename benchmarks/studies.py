@@ -107,17 +107,16 @@ def clean() -> list[Case]:
 
 def around() -> list[Case]:
     """The frontier around the default recipe, between rounding and k-means."""
-    twice = {"name": "residual", "quantizers": ["rtn", "kmeans", "kmeans"]}
-    fine = {"noise_bits": [4, 4, 3]}
+    once = {"name": "residual", "quantizers": ["rtn", "kmeans"]}
     of: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        "beta 0.25": ({"beta": 0.25}, {}),
-        "beta 0.75": ({"beta": 0.75}, {}),
-        "beta 1": ({"beta": 1.0}, {}),
-        "beta 2": ({"beta": 2.0}, {}),
-        "beta 1, k-means twice": ({"beta": 1.0}, twice),
-        "beta 1, 4 bits twice": ({"beta": 1.0, **fine}, {}),
-        "k-means twice, 4 bits twice": (fine, twice),
-        "lr 3e-4": ({"lr": 3e-4}, {}),
+        "beta 0.25, k-means once": ({"beta": 0.25}, once),
+        "beta 0.5, k-means once": ({"beta": 0.5}, once),
+        "beta 0.75, k-means once": ({"beta": 0.75}, once),
+        "beta 1, k-means once": ({}, once),
+        "beta 2, k-means once": ({"beta": 2.0}, once),
+        "beta 1, k-means once, 4 bits twice": ({"noise_bits": [4, 4, 3]}, once),
+        "beta 0.5, 4 bits twice": ({"beta": 0.5, "noise_bits": [4, 4, 3]}, {}),
+        "beta 0.5, k-means once, lr 3e-4": ({"beta": 0.5, "lr": 3e-4}, once),
     }
     return [
         Case("around", row, {"tuning": tuning} | ({"sampler": sampler} if sampler else {}))

@@ -29,7 +29,9 @@ class Residual(Sampler):
 
     name: ClassVar[str] = "residual"
     quantizers: tuple[Literal["rtn", "kmeans"], ...] = Field(
-        ("rtn", "kmeans"), min_length=1, description="whose residuals, one drawn each time"
+        ("rtn", "kmeans", "kmeans"),
+        min_length=1,
+        description="whose residuals, one drawn each time; a name given twice comes twice as often",
     )
 
     @property
