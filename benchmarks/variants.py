@@ -14,7 +14,7 @@ from torch import Tensor
 
 from npft.packed import gemv, nvrtc
 from npft.packed.gemv import Shape
-from npft.packed.layout import ROWS, UNIT
+from npft.packed.layout import UNIT
 from npft.packed.tensors import PackedTensors
 
 SOURCE = str(Path(__file__).resolve().parent / "candidates" / "gemv.cu")
@@ -39,6 +39,7 @@ class Variant:
 
     @property
     def cuts(self) -> tuple[Shape, ...]:
+        """The shapes of launch to try."""
         return RING_CUTS if self.ring else CUTS
 
 
@@ -62,7 +63,9 @@ VARIANTS = {
 def _fixed_bytes(weight: PackedTensors, batch: int, shape: Shape) -> int:
     """Shared memory of a block without its rings, all of x at once."""
     everything = -(-weight.units // shape.warps) * shape.warps * gemv.vectors(batch) * UNIT * 2
-    at_once = gemv.tiles_at_once(weight, batch, shape) * shape.warps * gemv.vectors(batch) * UNIT * 2
+    at_once = (
+        gemv.tiles_at_once(weight, batch, shape) * shape.warps * gemv.vectors(batch) * UNIT * 2
+    )
     return gemv.shared_bytes(weight, batch, shape) - at_once + everything
 
 
@@ -81,9 +84,7 @@ def early_entries(weight: PackedTensors, shape: Shape) -> int:
     return max(1, min(8, -(-int(mean + 3 * mean**0.5 + 1) // share)))
 
 
-def options(
-    variant: Variant, weight: PackedTensors, x: Tensor, shape: Shape
-) -> tuple[str, ...]:
+def options(variant: Variant, weight: PackedTensors, x: Tensor, shape: Shape) -> tuple[str, ...]:
     """The macros of one kernel."""
     chosen = [*gemv.options(weight, x, shape), *variant.macros]
     if weight.zero is None and "-DSUBNORMAL" in chosen:
@@ -116,7 +117,9 @@ def multiply(
     if variant.ring:
         count = stages(weight, len(x), shape)
         blocks = grid or torch.cuda.get_device_properties(x.device).multi_processor_count
-        shared = _fixed_bytes(weight, len(x), shape) + count * shape.warps * (TILE * weight.bits + 8)
+        shared = _fixed_bytes(weight, len(x), shape) + count * shape.warps * (
+            TILE * weight.bits + 8
+        )
         shared = max(shared, 80 << 10)  # never three blocks on a multiprocessor
     kernel.launch(
         gemv.arguments(weight, x, y, bias), (blocks,), shape.warps * 32, shared, overlap=True

@@ -1,6 +1,6 @@
 """Every variant of variants.py on the CPU, against float64: no GPU needed.
 
-    python benchmarks/candidates/emulate.py
+python benchmarks/candidates/emulate.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests"), str(HERE.parents[1] / "tests/packed")]
+sys.path[:0] = [
+    str(HERE.parent),
+    str(HERE.parents[1] / "tests"),
+    str(HERE.parents[1] / "tests/packed"),
+]
 
 import emulated  # noqa: E402
 from packed_samples import codebook_weight, exact_product, relative_error, uniform_weight  # noqa: E402
@@ -39,6 +43,7 @@ WEIGHTS = {
 
 
 def check(variant, name: str, batch: int, dtype: torch.dtype, shape: Shape, grid: int) -> str:
+    """What came of one product."""
     weight = WEIGHTS[name]
     random = torch.Generator().manual_seed(batch)
     rows, columns = weight.shape
@@ -55,6 +60,7 @@ def check(variant, name: str, batch: int, dtype: torch.dtype, shape: Shape, grid
 
 
 def main() -> None:
+    """See the module."""
     nvrtc.kernel = emulated.kernel
     only = sys.argv[1:] or list(VARIANTS)
     for variant in (VARIANTS[key] for key in only):
@@ -67,8 +73,11 @@ def main() -> None:
             found = [
                 check(variant, name, batch, dtype, shape, grid)
                 for batch, dtype, grid in (
-                    (1, torch.bfloat16, 2), (1, torch.float16, 7), (2, torch.bfloat16, 1),
-                    (3, torch.float16, 2), (9, torch.bfloat16, 2),
+                    (1, torch.bfloat16, 2),
+                    (1, torch.float16, 7),
+                    (2, torch.bfloat16, 1),
+                    (3, torch.float16, 2),
+                    (9, torch.bfloat16, 2),
                 )
             ]
             print(f"{variant.name}; {name}; {shape}: {', '.join(found)}", flush=True)

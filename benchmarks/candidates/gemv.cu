@@ -639,11 +639,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) gemv(const Arguments
 #ifndef LATE
   let_next_start();
 #endif
-  if (blockIdx.x >= blocks) {  // there so that no multiprocessor takes two blocks of a launch
-    let_next_start();
-    wait_for_input();
-    return;
-  }
 #ifdef CODEBOOK
   Codebook book;
   load_codebook(book, a.table + (long long)(blockIdx.x * ROWS + lane) * LEVELS, warp);
@@ -663,9 +658,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) gemv(const Arguments
     if (lane == 0) copy(ring + s * TILE_BYTES, tile_at(ahead), TILE_BYTES, barriers + 8 * s);
     advance(ahead, warp, a.units);
   }
-#ifdef LATE
-  if (ahead.block >= blocks) let_next_start();
-#endif
   if (PREFETCH) {
     Cursor far = ahead;
 #pragma unroll 1

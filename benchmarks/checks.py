@@ -1,0 +1,85 @@
+"""Whether a variant of variants.py is right on this GPU: against float64, outputs poisoned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from variants import Variant, multiply, stages
+
+from npft.bench.shapes import Format, random_tensors
+from npft.packed import reference
+from npft.packed.gemv import Shape
+from npft.packed.layout import ROWS
+from npft.packed.tensors import PackedTensors
+
+ROUNDING = 2**-8
+"""Of bf16, relative, of each result."""
+REPEATS = 3
+STEPS = 4
+
+
+class Failure(Exception):
+    """What is wrong."""
+
+
+def check(variant: Variant, form: Format, weights: list[PackedTensors], cut: Shape) -> float:
+    """The greatest relative error.
+
+    Full-size matrices in a chain of overlapping launches, each of which reads what the one before
+    wrote, several times: the same bits every time, and every step right. Then a small matrix of
+    awkward size, with a bias, for one, two and five vectors.
+
+    Raises:
+        Failure: a result is wrong, missing, or differs between runs.
+    """
+    errors = _chain(variant, weights, cut)
+    for rows, columns, batch in ((1000, 1300, 1), (70, 388, 2), (200, 640, 5)):
+        if form.group_size and columns % form.group_size:
+            columns = form.group_size * 5
+        if form.sparse:  # random outliers have whole tiles of rows
+            rows -= rows % ROWS
+        weight = random_tensors(form, rows, columns)
+        if variant.ring and not stages(weight, batch, cut):
+            continue
+        x = torch.randn(batch, columns, device="cuda").bfloat16()
+        bias = torch.randn(rows, device="cuda").bfloat16()
+        y = torch.full((batch, rows), float("nan"), device="cuda").bfloat16()
+        multiply(variant, weight, x, y, bias, cut)
+        errors.append(_error(y, _exact(weight, x) + bias.double()))
+    if not max(errors) < ROUNDING:  # NaN fails too
+        raise Failure(f"cut {cut}: errors {[f'{error:.1e}' for error in errors]}")
+    return max(errors)
+
+
+def _chain(variant: Variant, weights: list[PackedTensors], cut: Shape) -> list[float]:
+    """Square matrices are a chain: a launch that reads too early reads NaN."""
+    rows, columns = weights[0].rows, weights[0].columns
+    square = rows == columns
+    first = torch.randn(STEPS, columns, device="cuda").bfloat16()
+    x = torch.empty(STEPS + 1, columns, device="cuda").bfloat16()
+    y = x[1:] if square else torch.empty(STEPS, rows, device="cuda").bfloat16()
+    known: Tensor | None = None
+    for _ in range(REPEATS):
+        y.fill_(float("nan"))
+        if square:
+            x[0] = first[0]
+        else:
+            x[:STEPS] = first
+        for step in range(STEPS):
+            weight = weights[step % len(weights)]
+            multiply(variant, weight, x[step : step + 1], y[step : step + 1], None, cut)
+        bits = y.clone().view(torch.int16)
+        if known is not None and not torch.equal(bits, known):
+            raise Failure(f"cut {cut}: {int((bits != known).sum())} results differ between runs")
+        known = bits
+    return [
+        _error(y[s : s + 1], _exact(weights[s % len(weights)], x[s : s + 1])) for s in range(STEPS)
+    ]
+
+
+def _exact(weight: PackedTensors, x: Tensor) -> Tensor:
+    return x.double() @ reference.dense(weight).double().T
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
