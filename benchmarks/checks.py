@@ -1,12 +1,19 @@
-"""Whether a variant of variants.py is right on this GPU: against float64, outputs poisoned."""
+"""Whether a variant of variants.py is right on this GPU: against float64, outputs poisoned.
+
+    compute-sanitizer --tool racecheck python benchmarks/checks.py [VARIANT ...]
+
+checks small matrices only. `kernels.py` checks those of LLaMA-2-7B, too.
+"""
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
-from variants import Variant, multiply, stages
+from variants import VARIANTS, Variant, multiply, stages
 
-from npft.bench.shapes import Format, random_tensors
+from npft.bench.shapes import FORMATS, Format, random_tensors
 from npft.packed import reference
 from npft.packed.gemv import Shape
 from npft.packed.layout import ROWS
@@ -32,7 +39,15 @@ def check(variant: Variant, form: Format, weights: list[PackedTensors], cut: Sha
     Raises:
         Failure: a result is wrong, missing, or differs between runs.
     """
-    errors = _chain(variant, weights, cut)
+    errors = [*_chain(variant, weights, cut), *small(variant, form, cut)]
+    if not max(errors) < ROUNDING:  # NaN fails too
+        raise Failure(f"cut {cut}: errors {[f'{error:.1e}' for error in errors]}")
+    return max(errors)
+
+
+def small(variant: Variant, form: Format, cut: Shape) -> list[float]:
+    """Errors of products with small matrices of awkward size."""
+    errors = []
     for rows, columns, batch in ((1000, 1300, 1), (70, 388, 2), (200, 640, 5)):
         if form.group_size and columns % form.group_size:
             columns = form.group_size * 5
@@ -46,9 +61,7 @@ def check(variant: Variant, form: Format, weights: list[PackedTensors], cut: Sha
         y = torch.full((batch, rows), float("nan"), device="cuda").bfloat16()
         multiply(variant, weight, x, y, bias, cut)
         errors.append(_error(y, _exact(weight, x) + bias.double()))
-    if not max(errors) < ROUNDING:  # NaN fails too
-        raise Failure(f"cut {cut}: errors {[f'{error:.1e}' for error in errors]}")
-    return max(errors)
+    return errors
 
 
 def _chain(variant: Variant, weights: list[PackedTensors], cut: Shape) -> list[float]:
@@ -83,3 +96,18 @@ def _exact(weight: PackedTensors, x: Tensor) -> Tensor:
 
 def _error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
+
+
+def main() -> None:
+    """See the module."""
+    for variant in (VARIANTS[key] for key in sys.argv[1:] or VARIANTS):
+        for form in FORMATS:
+            if form.kind != "uniform" and variant.uniform_only:
+                continue
+            errors = [error for cut in variant.cuts for error in small(variant, form, cut)]
+            print(f"{variant.name}, {form.name}: {max(errors):.1e}", flush=True)
+            assert max(errors) < ROUNDING
+
+
+if __name__ == "__main__":
+    main()
