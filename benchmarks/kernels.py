@@ -13,7 +13,9 @@ launches of a token in one CUDA graph with the best cuts. `--decode` adds whole 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checks import Failure, check
+from checks import Failure, check, small_sizes
 from variants import PACKAGE, SOURCE, VARIANTS, Variant, multiply, options, stages
 
 from npft.bench import measure
@@ -60,9 +62,9 @@ class Output:
                 file.write(json.dumps(row) + "\n")
 
 
-def cuts(variant: Variant, weight: PackedTensors) -> list[Shape]:
+def cuts(variant: Variant, weight: PackedTensors, batch: int = 1) -> list[Shape]:
     """Those that fit."""
-    return [cut for cut in variant.cuts if not variant.ring or stages(weight, 1, cut)]
+    return [cut for cut in variant.cuts if not variant.ring or stages(weight, batch, cut)]
 
 
 def wanted(variant: Variant, form: Format) -> bool:
@@ -86,16 +88,20 @@ def outline(form: Format, rows: int, columns: int) -> PackedTensors:
 def compile_all(variants: list[Variant], forms: list[Format]) -> None:
     """Fill NVRTC's cache, on all cores."""
     jobs = set()
-    for form in forms:
-        for rows, columns in SIZES.values():
-            weight, x = outline(form, rows, columns), torch.empty(1, columns).bfloat16()
-            for variant in variants:
-                file = "gemv.cu" if variant == PACKAGE else SOURCE
-                if wanted(variant, form):
-                    jobs |= {(file, options(variant, weight, x, c)) for c in cuts(variant, weight)}
+    for variant, form in itertools.product(variants, forms):
+        if not wanted(variant, form):
+            continue
+        file = "gemv.cu" if variant == PACKAGE else SOURCE
+        for rows, columns, batch in [(*size, 1) for size in SIZES.values()] + small_sizes(form):
+            weight, x = outline(form, rows, columns), torch.empty(batch, columns).bfloat16()
+            several = cuts(variant, weight, batch)
+            if rows < 2000:
+                several = several[:1]
+            jobs |= {(file, options(variant, weight, x, cut)) for cut in several}
     start = time.perf_counter()
     major, minor = torch.cuda.get_device_capability()
-    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+    workers, fresh = min(len(jobs), os.cpu_count() or 1), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, fresh) as pool:
         done = [pool.submit(nvrtc.image, *job, f"sm_{major}{minor}") for job in jobs]
         for one in done:
             one.result()
