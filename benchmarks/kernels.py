@@ -13,31 +13,26 @@ launches of a token in one CUDA graph with the best cuts. `--decode` adds whole 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from checks import Failure, check, small_sizes
-from variants import PACKAGE, SOURCE, VARIANTS, Variant, multiply, options, stages
+from checks import Failure, check
+from compiling import SIZES, compile_all
+from variants import VARIANTS, Variant, cuts, multiply, wanted
 
 from npft.bench import measure
-from npft.bench.shapes import FORMATS, SHAPES, Format, matrices, random_tensors, random_weights
+from npft.bench.shapes import FORMATS, SHAPES, Format, random_tensors, random_weights
 from npft.bench.timing import graph_replays, read_bandwidth
-from npft.packed import layout, nvrtc
 from npft.packed.gemv import Shape
 from npft.packed.tensors import PackedTensors
 
 SHAPE = SHAPES["llama-2-7b"]
-SIZES = matrices(SHAPE)
 KNOWN = {form.name: form for form in (*FORMATS, Format("kmeans", 2), Format("uniform", 3))}
 DEFAULT = [form.name for form in (*FORMATS, Format("kmeans", 2))]
 DECODED = Format("kmeans", 4)
@@ -60,52 +55,6 @@ class Output:
         if self.path:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-
-
-def cuts(variant: Variant, weight: PackedTensors, batch: int = 1) -> list[Shape]:
-    """Those that fit."""
-    return [cut for cut in variant.cuts if not variant.ring or stages(weight, batch, cut)]
-
-
-def wanted(variant: Variant, form: Format) -> bool:
-    """Whether the variant differs from others in this format."""
-    return form.kind == "uniform" or not variant.uniform_only
-
-
-def outline(form: Format, rows: int, columns: int) -> PackedTensors:
-    """As random_tensors makes it, without data: enough to choose macros by."""
-    blocks, units = -(-rows // layout.ROWS), -(-columns // layout.UNIT)
-    tiles = torch.empty(blocks, units, form.bits, 32, 4, dtype=torch.int32, device="meta")
-    table = torch.empty(blocks * layout.ROWS, 2**form.bits, dtype=torch.half, device="meta")
-    zero = table if form.kind == "uniform" else None
-    made = PackedTensors(rows, columns, form.bits, tiles, table, zero, form.group_size)
-    if not form.sparse:
-        return made
-    entries = torch.empty(int(form.sparse * rows * columns), dtype=torch.int32, device="meta")
-    return PackedTensors(**{**made.__dict__, "row_offsets": entries, "entries": entries})
-
-
-def compile_all(variants: list[Variant], forms: list[Format]) -> None:
-    """Fill NVRTC's cache, on all cores."""
-    jobs = set()
-    for variant, form in itertools.product(variants, forms):
-        if not wanted(variant, form):
-            continue
-        file = "gemv.cu" if variant == PACKAGE else SOURCE
-        for rows, columns, batch in [(*size, 1) for size in SIZES.values()] + small_sizes(form):
-            weight, x = outline(form, rows, columns), torch.empty(batch, columns).bfloat16()
-            several = cuts(variant, weight, batch)
-            if rows < 2000:
-                several = several[:1]
-            jobs |= {(file, options(variant, weight, x, cut)) for cut in several}
-    start = time.perf_counter()
-    major, minor = torch.cuda.get_device_capability()
-    workers, fresh = min(len(jobs), os.cpu_count() or 1), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, fresh) as pool:
-        done = [pool.submit(nvrtc.image, *job, f"sm_{major}{minor}") for job in jobs]
-        for one in done:
-            one.result()
-    print(f"compiled {len(jobs)} kernels in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def sweep(

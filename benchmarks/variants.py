@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from npft.bench.shapes import Format
 from npft.packed import gemv, nvrtc
 from npft.packed.gemv import Shape
 from npft.packed.layout import UNIT
@@ -24,7 +25,7 @@ ROOM = 113 << 10
 TILE = 512  # bytes per bit
 WIDE = (Shape(16, 1, 1), Shape(16, 2, 1))
 CUTS = (Shape(8, 1, 3), Shape(8, 2, 2), *WIDE)
-RING_CUTS = (Shape(8, 16, 2), Shape(16, 16, 2))
+RING_CUTS = (Shape(8, 16, 2), Shape(12, 16, 2), Shape(16, 16, 2))
 """Of a ring, ``depth`` is the most tiles of a warp's ring; memory sets the number."""
 
 
@@ -80,7 +81,7 @@ def early_entries(weight: PackedTensors, shape: Shape) -> int:
     """Sparse entries that a lane loads early: those of nearly all rows."""
     assert weight.entries is not None
     mean = len(weight.entries) / weight.padded_rows
-    share = min(shape.warps, 16)
+    share = 16 if shape.warps >= 16 else 8 if shape.warps >= 8 else 4  # lanes, as in the kernel
     return max(1, min(8, -(-int(mean + 3 * mean**0.5 + 1) // share)))
 
 
@@ -124,3 +125,13 @@ def multiply(
     kernel.launch(
         gemv.arguments(weight, x, y, bias), (blocks,), shape.warps * 32, shared, overlap=True
     )
+
+
+def cuts(variant: Variant, weight: PackedTensors, batch: int = 1) -> list[Shape]:
+    """Those that fit."""
+    return [cut for cut in variant.cuts if not variant.ring or stages(weight, batch, cut)]
+
+
+def wanted(variant: Variant, form: Format) -> bool:
+    """Whether the variant differs from others in this format."""
+    return form.kind == "uniform" or not variant.uniform_only
