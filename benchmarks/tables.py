@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from printing import report
 from studies import STUDIES, Case, cases
-from variants import VARIANTS
+from departures import VARIANTS
 
 from npft import comparison, config, data, folder, pipeline, stages
 from npft.errors import NpftError

@@ -61,12 +61,14 @@ def test_times() -> None:
 def test_tables_beside_the_paper(result: Result) -> None:
     shown = text(result)
     rows = {
-        cells[0].strip(): [cell.strip() for cell in cells[1:]]
+        tuple(cell.strip() for cell in cells[:2]): [cell.strip() for cell in cells[2:]]
         for row in shown.splitlines()
-        if (cells := row.strip("│").split("│")) and len(cells) == 5
+        if (cells := row.strip("│").split("│")) and len(cells) == 6
     }
-    assert rows["SqueezeLLM"] == ["4.80", "4.46", "0.256", "4.50"]
-    assert rows["SqueezeLLM with 0.5% outliers"] == ["5.01", "4.74", "0.320", "4.50"]
+    outliers = "SqueezeLLM with 0.5% outliers"
+    assert rows["LLaMA-2-7B", "SqueezeLLM"] == ["4.80", "4.46", "0.256", "4.50"]
+    assert rows["LLaMA-2-7B", outliers] == ["5.01", "4.74", "0.320", "4.50"]
+    assert rows["OPT-1.3B", outliers] == ["2.62", "1.09", "-", "-"]
     assert "0.512 (2.00)" in shown
     assert "not measured: FLUTE (not installed)" in shown
     assert "93.8% of 128 greedy tokens" in shown

@@ -111,7 +111,7 @@ def kernel(file: str, name: str, options: tuple[str, ...], device: int) -> Kerne
     with torch.cuda.device(device):
         torch.cuda.current_stream().synchronize()  # makes the device's context current
         major, minor = torch.cuda.get_device_capability(device)
-        return Kernel(_image(file, options, f"sm_{major}{minor}"), name)
+        return Kernel(image(file, options, f"sm_{major}{minor}"), name)
 
 
 def source(file: str) -> str:
@@ -148,7 +148,8 @@ def _output(program: ctypes.c_void_p, size_of: Any, get: Any) -> bytes:
     return buffer.raw
 
 
-def _image(file: str, options: tuple[str, ...], architecture: str) -> bytes:
+def image(file: str, options: tuple[str, ...], architecture: str) -> bytes:
+    """Machine code of ``cuda/FILE`` for an architecture such as ``sm_90``, kept on disk."""
     text = source(file)
     version = ctypes.c_int(), ctypes.c_int()
     _nvrtc().nvrtcVersion(*map(ctypes.byref, version))

@@ -104,12 +104,13 @@ def _beside_paper(lines: list[Line]) -> list[RenderableType]:
     ours = {line.variant: line for line in lines if line.tokens == 128}
     if not any(row.ours in ours for row in TABLE_3):
         return []
-    table = Table(title="The paper's Table 3, LLaMA-2-7B, 4 bits, 128 tokens", title_justify="left")
+    table = Table(title="The paper's Table 3, 4 bits, 128 tokens", title_justify="left")
+    table.add_column("model")
     table.add_column("method")
     for column in ("paper, s", "paper, GB", "here, s", "here, peak GB"):
         table.add_column(column, justify="right")
     for row in TABLE_3:
-        line = ours.get(row.ours)
+        line = ours.get(row.ours or "")
         here = [f"{line.seconds:.3f}", f"{line.peak_gb:.2f}"] if line else ["-", "-"]
-        table.add_row(row.method, f"{row.seconds:.2f}", f"{row.gigabytes:.2f}", *here)
+        table.add_row(row.model, row.method, f"{row.seconds:.2f}", f"{row.gigabytes:.2f}", *here)
     return [table, Text(NOTE)]
