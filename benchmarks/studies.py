@@ -24,7 +24,7 @@ class Case:
         values: what differs from the default configuration, see ``npft.config.RunConfig``.
         seed: the run's seed.
         calibration: the text to tune on, ``c4`` or ``wikitext2``.
-        trains: ``tuned``, ``control`` (no noise, cross-entropy), a departure of ``departures.py``, or
+        trains: ``tuned``, ``control`` (no noise, cross-entropy), one of ``departures.py``, or
             ``nothing``: the model as it is.
     """
 

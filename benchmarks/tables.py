@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from departures import VARIANTS
 from printing import report
 from studies import STUDIES, Case, cases
-from departures import VARIANTS
 
 from npft import comparison, config, data, folder, pipeline, stages
 from npft.errors import NpftError
