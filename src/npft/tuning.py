@@ -180,7 +180,8 @@ def _train(
         steps = per_epoch if settings.restart else per_epoch * settings.epochs
         optimizer, schedule = _optimizer(wrapped, settings, steps)
         wrapped.eval()
-        step = _terms(settings, Student(wrapped, adapted, objective, noise), noise, seed)
+        begun = objective.begin(seed)
+        step = _terms(settings, Student(wrapped, adapted, objective, begun, noise), noise, seed)
         order = _batches(windows, settings, seed, model.device)
         epoch = 0
         for number, (new_epoch, tokens) in enumerate(
@@ -188,6 +189,7 @@ def _train(
         ):
             if new_epoch != epoch:
                 epoch = new_epoch
+                begun.new_epoch(epoch)
                 if settings.restart:
                     optimizer, schedule = _optimizer(wrapped, settings, steps)
                 if noise is not None:
