@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from distilling import Answer
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -74,20 +75,10 @@ class Network(nn.Module):
             self.stages.append(nn.Sequential(*layers))
         self.classify = nn.Linear(channels, 10)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits ``(n, 10)``, and each stage's features ``(n, channels, height, width)``."""
+    def forward(self, images: Tensor) -> Answer:
+        """Logits ``(n, 10)``, and each stage's features."""
         features = []
         for stage in self.stages:
             images = stage(images)
             features.append(images)
-        return self.classify(images.mean(dim=(2, 3))), features
-
-
-def teacher() -> Network:
-    """The larger network, untrained."""
-    return Network(width=16, depth=2)
-
-
-def student() -> Network:
-    """The smaller network, untrained."""
-    return Network(width=4, depth=1)
+        return Answer(self.classify(images.mean(dim=(2, 3))), features)
