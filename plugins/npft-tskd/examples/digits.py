@@ -15,6 +15,7 @@ class Digits(Task):
     """Which of ten digits is on a noisy canvas."""
 
     unit = "test accuracy, %"
+    rates = (0.02, 0.05, 0.1, 0.2)
 
     def __init__(self) -> None:
         """On the sets of :func:`digits_task.digits`."""

@@ -16,7 +16,6 @@ from npft_tskd.loss import attention_transfer, softened
 from npft_tskd.review import Review
 from npft_tskd.schedule import Schedule
 
-RATES = (0.02, 0.05, 0.1, 0.2)
 TEACHERS_RATE = 0.05
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -55,6 +54,8 @@ class Task(ABC):
 
     images: Tensor
     unit: str
+    rates: tuple[float, ...]
+    """The learning rates to choose from."""
 
     @abstractmethod
     def teacher(self) -> nn.Module:
@@ -152,8 +153,8 @@ def taught(
 def compare(task: Task, epochs: int, seeds: int) -> None:
     """Train the teacher, then students by every method, and print the table.
 
-    Each method's learning rate is the best of :data:`RATES` on the validation set, by a seed of
-    its own.
+    Each method's learning rate is the best of the task's on the validation set, by a seed of its
+    own.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -183,7 +184,7 @@ def compare(task: Task, epochs: int, seeds: int) -> None:
 
 def _best_rate(method: str, task: Task, guide: nn.Module, epochs: int) -> float:
     found = {}
-    for rate in RATES:
+    for rate in task.rates:
         tried = taught(method, task, guide, epochs, rate, CHOOSING_SEED)
         found[rate] = task.score(tried, "validation")
         print(f"{method}, lr {rate}: validation {found[rate]:.1f}", file=sys.stderr)
