@@ -37,7 +37,7 @@ def guide(task: Digits) -> nn.Module:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_teaches(method: str, task: Digits, guide: nn.Module) -> None:
-    student = taught(method, task, guide, 8, 0.1, seed=0)
+    student = taught(method, task, guide, 16, 0.1, seed=0)
     untaught = taught(method, task, guide, 0, 0.1, seed=0)
     with torch.no_grad():  # in training mode, for so few steps leave no running averages
         losses = [
@@ -45,5 +45,5 @@ def test_every_method_teaches(method: str, task: Digits, guide: nn.Module) -> No
             for network in (student, untaught)
         ]
     assert losses[0] < 0.9 * losses[1]
-    again = taught(method, task, guide, 8, 0.1, seed=0)
+    again = taught(method, task, guide, 16, 0.1, seed=0)
     assert torch.equal(student.classify.weight, again.classify.weight)
