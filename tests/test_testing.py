@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from npft.artifacts import LanguageModel, PackedWeight, QuantizedModel
-from npft.contracts import Draw, Objective, Quantizer, Sampler, Scorer
+from npft.contracts import Draw, Loss, Objective, Quantizer, Sampler, Scorer
 from npft.grid import Grid
 from npft.losses import divergence
 from npft.quantizers import RTN
@@ -266,6 +267,49 @@ class Restless(GoodObjective):
         return super().loss(*given) + _fresh()
 
 
+class Remembering(GoodObjective):
+    """The loss grows with every call; what it began remembers how often it was called."""
+
+    def begin(self, seed: int) -> Loss:
+        return Begun(self)
+
+
+class Begun(Loss):
+    calls: float = 0
+
+    def __init__(self, objective: GoodObjective) -> None:
+        self.objective = objective
+
+    def new_epoch(self, epoch: int) -> None: ...
+
+    def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:
+        self.calls += 1
+        return self.calls * self.objective.loss(student, tokens, original)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"calls": torch.tensor(self.calls)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.calls = int(state["calls"])
+
+
+class Forgetting(GoodObjective):
+    def begin(self, seed: int) -> Loss:
+        class Forgetful(Begun):
+            def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+        return Forgetful(self)
+
+
+class Exploding(GoodObjective):
+    def begin(self, seed: int) -> Loss:
+        class Explosive(Begun):
+            def new_epoch(self, epoch: int) -> None:
+                self.calls = math.inf if epoch == 3 else 0
+
+        return Explosive(self)
+
+
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
@@ -277,6 +321,8 @@ class Restless(GoodObjective):
         (Unmasking(), "changes a tensor that it was given"),
         (Dropping(), "touches a global random state"),
         (Restless(), "another loss for the same outputs"),
+        (Forgetting(), "cannot be repeated: epoch 1 differs"),
+        (Exploding(), "in epoch 3: not finite"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Objective) else "",
 )
@@ -349,6 +395,7 @@ def test_good_ones_pass() -> None:
     check_scorer(GoodScorer())
     check_sampler(GoodSampler())
     check_objective(GoodObjective())
+    check_objective(Remembering())
     check_quantizer(RTN(bits=3, group_size=24))
 
 

@@ -131,6 +131,26 @@ class Sampler(Plugin, ABC):
         """
 
 
+class Loss(Protocol):
+    """What tuning asks for losses: an objective, or what it began for one tuning."""
+
+    def new_epoch(self, epoch: int) -> None:
+        """See :meth:`Objective.new_epoch`."""
+        ...
+
+    def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:
+        """See :meth:`Objective.loss`."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`Objective.state_dict`."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See :meth:`Objective.load_state_dict`."""
+        ...
+
+
 class Objective(Plugin, ABC):
     """The loss that tuning keeps low while the weights are shaken."""
 
@@ -139,6 +159,27 @@ class Objective(Plugin, ABC):
 
     needs_hidden_states: ClassVar[bool] = False
     """Whether the outputs must carry ``hidden_states``."""
+
+    def begin(self, seed: int) -> Loss:
+        """What computes the losses of one tuning, which starts with epoch 0.
+
+        The default is the objective itself. One that remembers something from step to step
+        returns a new object here and keeps itself frozen.
+
+        Args:
+            seed: the only source of randomness, as for :func:`npft.seeding.generator`.
+        """
+        return self
+
+    def new_epoch(self, epoch: int) -> None:
+        """Another pass over the same windows begins: number ``epoch``, from 1."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the losses to come depend on, besides their arguments and the options."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state_dict` gave, in an object that has just begun."""
 
     @abstractmethod
     def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from npft.adapters import dropout_of_adapter
 from npft.artifacts import LanguageModel
-from npft.contracts import Objective
+from npft.contracts import Loss, Objective
 from npft.finite import first_bad_layer
 from npft.noise import Noise
 
@@ -38,11 +38,17 @@ class Student:
     """The adapted model's loss on a batch, with or without noise on the base weights."""
 
     def __init__(
-        self, wrapped: PeftModel, adapted: LanguageModel, objective: Objective, noise: Noise | None
+        self,
+        wrapped: PeftModel,
+        adapted: LanguageModel,
+        objective: Objective,
+        begun: Loss,
+        noise: Noise | None,
     ) -> None:
         self._wrapped = wrapped
         self._adapted = adapted
         self._objective = objective
+        self._begun = begun
         self._noise = noise
 
     def original(self, tokens: Tensor) -> object | None:
@@ -72,7 +78,7 @@ class Student:
     def _loss(self, tokens: Tensor, original: object | None) -> Tensor:
         with dropout_of_adapter(self._wrapped):
             student = self._forward(tokens)
-        return self._objective.loss(student, tokens, original)
+        return self._begun.loss(student, tokens, original)
 
     def _forward(self, tokens: Tensor) -> object:
         hidden = self._objective.needs_hidden_states

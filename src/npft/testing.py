@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from npft.artifacts import LanguageModel, QuantizedModel
-from npft.contracts import Objective, Plugin, Quantizer, Sampler, Scorer
+from npft.contracts import Loss, Objective, Plugin, Quantizer, Sampler, Scorer
 from npft.grid import Grid
 from npft.seeding import generator
 
 _VOCABULARY = 64
+_EPOCHS = 8  # enough for an objective that remembers to come to use what it remembers
 
 
 def check_scorer(scorer: Scorer) -> None:
@@ -128,7 +129,8 @@ def check_objective(objective: Objective) -> None:
 
     Raises:
         AssertionError: the loss is no finite scalar, has no gradient with respect to the student,
-            or differs between two calls; the inputs change; the global random state is touched.
+            or differs between two calls; two tunings that begin alike go on differently, or do so
+            from the same state; the inputs change; the global random state is touched.
     """
     _check_class(objective, Objective)
     for model in small_models():
@@ -158,6 +160,27 @@ def check_objective(objective: Objective) -> None:
         _require(fine, objective, "has a zero, NaN or infinite gradient for the student's output")
         again = objective.loss(student, tokens, original)
         _require(torch.equal(loss, again), objective, "gives another loss for the same outputs")
+        with _left_alone(objective, *watched):
+            _check_course(objective, student, tokens, original)
+
+
+def _check_course(objective: Objective, student: Any, tokens: Tensor, original: Any) -> None:
+    """Require that a tuning can be repeated, and taken up again after any epoch."""
+
+    def epoch(begun: Loss, number: int) -> Tensor:
+        if number > 0:
+            begun.new_epoch(number)
+        return begun.loss(student, tokens, original)
+
+    one, two = objective.begin(0), objective.begin(0)
+    for number in range(_EPOCHS):
+        loss, same = epoch(one, number), epoch(two, number)
+        fine = bool(torch.isfinite(loss)) and loss.requires_grad
+        _require(fine, objective, f"gives {loss} in epoch {number}: not finite, or no gradient")
+        _require(torch.equal(loss, same), objective, f"cannot be repeated: epoch {number} differs")
+        kept = {name: value.clone() for name, value in two.state_dict().items()}
+        two = objective.begin(0)
+        two.load_state_dict(kept)
 
 
 def check_quantizer(quantizer: Quantizer) -> None:

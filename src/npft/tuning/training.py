@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from npft import data
 from npft.artifacts import StepLoss
+from npft.contracts import Loss
 from npft.errors import NotFinite, NpftError
 from npft.noise import Noise
 from npft.progress import Progress
@@ -30,6 +31,7 @@ class Training:
         self,
         wrapped: PeftModel,
         terms: Terms,
+        objective: Loss,
         settings: Tuning,
         per_epoch: int,
         noise: Noise | None,
@@ -41,6 +43,7 @@ class Training:
         Args:
             wrapped: peft's model, whose adapter is trained.
             terms: adds the gradients of a step.
+            objective: whose losses these are, as begun for this training.
             settings: how to tune.
             per_epoch: steps in an epoch.
             noise: on the base weights, None for the control.
@@ -53,14 +56,16 @@ class Training:
         self._first_bad_layer = first_bad_layer
         self._adapter = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
         self._terms = terms
+        self._objective = objective
         self._settings = settings
         self._steps = per_epoch if settings.restart else per_epoch * settings.epochs
         self._noise = noise
         self._random = random
         self._optimizer, self._schedule = self._fresh()
 
-    def begin_epoch(self, rescore: Callable[[Noise], None] | None) -> None:
-        """What happens before each epoch but the first."""
+    def begin_epoch(self, epoch: int, rescore: Callable[[Noise], None] | None) -> None:
+        """What happens before each epoch but the first, which is number 0."""
+        self._objective.new_epoch(epoch)
         if self._settings.restart:
             self._optimizer, self._schedule = self._fresh()
         if self._noise is not None:
@@ -113,6 +118,7 @@ class Training:
             **state.below("adapter", {n: p.detach() for n, p in self._adapter.items()}),
             **state.below("moments", moments),
             **state.below("noise", remembered),
+            **state.below("objective", self._objective.state_dict()),
             **state.below("random", state.of_global_random()),
             "terms": self._random.get_state(),
         }
@@ -134,6 +140,7 @@ class Training:
         self._schedule.load_state_dict({**kept.numbers["schedule"], "lr_lambdas": [None]})
         if self._noise is not None:
             self._noise.load_state(state.part("noise", kept.tensors))
+        self._objective.load_state_dict(state.part("objective", kept.tensors))
         state.load_global_random(state.part("random", kept.tensors))
         self._random.set_state(kept.tensors["terms"])
         self.losses = [StepLoss(**loss) for loss in kept.numbers["losses"]]
@@ -176,7 +183,7 @@ def train(
             state = training.state() if checkpoint is not None and number > first else None
             if checkpoint is not None and state is not None:
                 checkpoint.save(state)
-            training.begin_epoch(rescore)
+            training.begin_epoch(number // per_epoch, rescore)
         training.step(tokens)
     if training.taken > first:
         training.read(tokens)

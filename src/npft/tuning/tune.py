@@ -123,11 +123,12 @@ def _trained(
     ):
         wrapped.eval()
         random = generator(seed, "terms")
-        student = Student(wrapped, adapted, objective, noise)
+        begun = objective.begin(seed)
+        student = Student(wrapped, adapted, objective, begun, noise)
         terms = _terms(settings, student, noise, random)
         per_epoch = math.ceil(len(windows) / settings.batch_size)
         training = Training(
-            wrapped, terms, settings, per_epoch, noise, random, student.first_bad_layer
+            wrapped, terms, begun, settings, per_epoch, noise, random, student.first_bad_layer
         )
 
         def select(noise: Noise) -> None:
