@@ -76,9 +76,10 @@ class Training:
             if self._settings.on_bad_step == "stop":
                 raise NotFinite(f"step {number}: {error}") from error
             self.losses.append(StepLoss(number, None, None, str(error)))
+            self._optimizer.zero_grad()  # and the optimizer passes over what has no gradient
         else:
             self.losses.append(StepLoss(number, noisy, clean))
-            self._optimizer.step()
+        self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad()
 
