@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,9 @@ class Adapter:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.save_pretrained(str(folder))
+        config = copy.copy(self.config)
+        config.target_modules = sorted(config.target_modules or ())  # a set has no order
+        config.save_pretrained(str(folder))
         save_file(self.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

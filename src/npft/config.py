@@ -53,6 +53,9 @@ class RunConfig(BaseModel):
         "matrix", description="where the top gamma is taken: each matrix, or the whole model"
     )
     seed: int = Field(0, ge=0, description="the one seed of all randomness")
+    deterministic: bool = Field(
+        False, description="on a GPU, take algorithms that give the same bits each time"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: str = Field("float32", description="float32, bfloat16 or float16")
     trust_remote_code: bool = Field(False, description="let the model's own code run")

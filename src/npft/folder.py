@@ -18,6 +18,8 @@ LOCK = ".lock"
 STAGES = ".stages"
 """Where a run folder says what each part was made from, see :mod:`npft.ledger`."""
 
+_DRAFTS = ".*.part"
+
 
 class RunFolder:
     """A folder with ``config.toml``, ``scores/``, ``adapter/``, ``merged/``, ``results.json``…"""
@@ -43,6 +45,7 @@ class RunFolder:
         old = target.with_name(f".{target.name}.old.part")
         try:
             _remove(draft)
+            new = [place for place in target.parents if not place.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
             yield draft
             _flush(draft)
@@ -50,7 +53,8 @@ class RunFolder:
                 _remove(old)
                 os.replace(target, old)
             os.replace(draft, target)
-            _flush_entry(target.parent)
+            for place in (target.parent, *(made.parent for made in new)):
+                _flush_entry(place)
         except OSError as error:
             raise NpftError(f"{str(target)!r} cannot be written: {error.strerror}") from error
         except Exception as error:
@@ -107,6 +111,8 @@ def create(path: Path) -> Iterator[RunFolder]:
         raise NpftError(f"output folder {str(path)!r} cannot be made: {error.strerror}") from error
     try:
         with _locked(path):
+            _sweep(path)
+            (path / STAGES).mkdir(exist_ok=True)
             yield RunFolder(path)
     finally:
         if absent and not any(map(_matters, path.iterdir())):
@@ -127,6 +133,7 @@ def opened(path: Path) -> Iterator[RunFolder]:
             f"{str(path)!r} is no run folder: it has no {CONFIG}; start with npft run or npft score"
         )
     with _locked(path):
+        _sweep(path)
         yield RunFolder(path)
 
 
@@ -153,7 +160,15 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _matters(entry: Path) -> bool:
     """Whether an entry of a folder is more than what a run that kept nothing may leave."""
-    return entry.name != LOCK and not (entry.name.startswith(".") and entry.suffix == ".part")
+    if entry.name == STAGES:
+        return any(entry.iterdir())
+    return entry.name != LOCK and not entry.match(_DRAFTS)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed run had begun to write; while the folder is locked, no other does."""
+    for draft in list(path.rglob(_DRAFTS)):
+        _remove(draft)
 
 
 def _remove(path: Path) -> None:

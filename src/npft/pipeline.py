@@ -9,7 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from npft import comparison, config, data, folder, model_checks, models, outliers, stages
+from npft import (
+    comparison,
+    config,
+    data,
+    folder,
+    model_checks,
+    models,
+    outliers,
+    seeding,
+    stages,
+)
 from npft.adapters import Adapter
 from npft.artifacts import LanguageModel, Report, Row
 from npft.config import RunConfig
@@ -98,7 +108,10 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
     """
     parts = plan(settings, catalog)
     tasks = harness.load(settings.lm_eval)
-    with folder.create(Path(settings.output)) as kept:
+    with (
+        seeding.deterministic(settings.deterministic),
+        folder.create(Path(settings.output)) as kept,
+    ):
         work = workspace(settings, parts, catalog, kept, progress or Silent(), tasks)
         scored = stages.score(work, settings.gamma, settings.scope, keep=parts.needs_sensitivity)
         scored.ensure()

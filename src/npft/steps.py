@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from npft import checkpoints, comparison, data, folder, pipeline, stages
+from npft import checkpoints, comparison, data, folder, pipeline, seeding, stages
 from npft.artifacts import Report
 from npft.config import RunConfig
 from npft.errors import NpftError, Unavailable
@@ -29,7 +29,10 @@ from npft.stages import Variant, Workspace
 def score(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
     """Start a run folder with ``config.toml`` and ``scores/``."""
     parts = pipeline.plan(settings, catalog)
-    with folder.create(Path(settings.output)) as kept:
+    with (
+        seeding.deterministic(settings.deterministic),
+        folder.create(Path(settings.output)) as kept,
+    ):
         work = pipeline.workspace(settings, parts, catalog, kept, progress)
         keep = parts.needs_sensitivity
         stages.score(work, settings.gamma, settings.scope, keep=keep).ensure()
@@ -135,7 +138,10 @@ def _opened(
     settings: RunConfig, catalog: Catalog, progress: Progress, tasks: Tasks | None = None
 ) -> Iterator[tuple[Plan, Workspace]]:
     parts = pipeline.plan(settings, catalog)
-    with folder.opened(Path(settings.output)) as kept:
+    with (
+        seeding.deterministic(settings.deterministic),
+        folder.opened(Path(settings.output)) as kept,
+    ):
         yield parts, pipeline.workspace(settings, parts, catalog, kept, progress, tasks)
 
 

@@ -18,7 +18,10 @@ def command(run: str, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Measure every model and packed checkpoint in the run folder RUN."""
     settings = configure_folder(run, flags)
     from npft import steps
+    from npft.cli.interrupted import telling_how_to_go_on
     from npft.cli.screen import Screen, show
     from npft.plugins import discover
 
-    show(steps.evaluate(settings, discover(), Screen(quiet=quiet)), as_json=as_json)
+    with telling_how_to_go_on(settings.output):
+        report = steps.evaluate(settings, discover(), Screen(quiet=quiet))
+    show(report, as_json=as_json)

@@ -54,6 +54,9 @@ def run_options(function: F) -> F:
         click.option("--bits", type=int, multiple=True, help="bits per weight, repeatable"),
         click.option("--control/--no-control", default=None, help="also train without noise"),
         click.option("--seed", type=int, help="the one seed of all randomness"),
+        click.option(
+            "--deterministic", is_flag=True, default=None, help="the same bits on a GPU as well"
+        ),
         click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N"),
         click.option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16"),
         click.option("--trust-remote-code", is_flag=True, default=None, help="run model code"),

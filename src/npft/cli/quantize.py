@@ -32,9 +32,12 @@ def command(run: str, which: tuple[str, ...], as_float: bool, quiet: bool, **fla
     """Quantize the models of the run folder RUN; prints the checkpoints' paths."""
     settings = configure_folder(run, flags)
     from npft import steps
+    from npft.cli.interrupted import telling_how_to_go_on
     from npft.cli.screen import Screen
     from npft.plugins import discover
 
     screen = Screen(quiet=quiet)
-    for path in steps.quantize(settings, discover(), screen, which, as_float=as_float):
+    with telling_how_to_go_on(settings.output):
+        paths = steps.quantize(settings, discover(), screen, which, as_float=as_float)
+    for path in paths:
         click.echo(str(path))

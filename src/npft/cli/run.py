@@ -17,14 +17,19 @@ from npft.cli.options import configure, output_options, run_options, task_option
 def command(quiet: bool, as_json: bool, **flags: Any) -> None:
     """Score, tune, quantize and evaluate a model in one go.
 
+    The same command with an --output that is there already goes on with it: what is done and does
+    not depend on a changed option is not done again.
+
     Without --model it runs a small demonstration on SmolLM2-135M.
     """
     settings = configure(flags)
     from npft import pipeline
+    from npft.cli.interrupted import telling_how_to_go_on
     from npft.cli.screen import Screen, show
     from npft.plugins import discover
 
     screen = Screen(quiet=quiet)
-    report = pipeline.run(settings, discover(), screen)
+    with telling_how_to_go_on(settings.output, new=True):
+        report = pipeline.run(settings, discover(), screen)
     show(report, as_json=as_json)
     screen.note(f"everything is in {settings.output}")

@@ -17,8 +17,10 @@ def command(quiet: bool, **flags: Any) -> None:
     """Find the sensitive weights; starts a run folder."""
     settings = configure(flags)
     from npft import steps
+    from npft.cli.interrupted import telling_how_to_go_on
     from npft.cli.screen import Screen
     from npft.plugins import discover
 
-    steps.score(settings, discover(), Screen(quiet=quiet))
+    with telling_how_to_go_on(settings.output, new=True):
+        steps.score(settings, discover(), Screen(quiet=quiet))
     click.echo(settings.output)

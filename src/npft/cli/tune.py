@@ -17,8 +17,10 @@ def command(run: str, quiet: bool, **flags: Any) -> None:
     """Tune under noise, from the scores of the run folder RUN; the control too."""
     settings = configure_folder(run, flags)
     from npft import steps
+    from npft.cli.interrupted import telling_how_to_go_on
     from npft.cli.screen import Screen
     from npft.plugins import discover
 
-    steps.tune(settings, discover(), Screen(quiet=quiet))
+    with telling_how_to_go_on(settings.output):
+        steps.tune(settings, discover(), Screen(quiet=quiet))
     click.echo(f"{settings.output}/merged")

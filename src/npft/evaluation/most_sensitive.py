@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,17 +51,18 @@ class MostSensitive:
         """Write to one safetensors file."""
         parts = {f"{name}.positions": values for name, values in self.positions.items()}
         parts |= {f"{name}.values": values for name, values in self.values.items()}
-        save_file(parts, file, metadata={"total": repr(self.total)})
+        about = {"total": repr(self.total), "layers": json.dumps(list(self.positions))}
+        save_file(parts, file, metadata=about)
 
     @classmethod
     def load(cls, file: Path) -> MostSensitive:
         """What :meth:`save` wrote."""
         with safe_open(file, framework="pt") as stored:
-            found = cls(total=float(stored.metadata()["total"]))
-            for key in stored.keys():  # noqa: SIM118 (a handle, not a mapping)
-                name, _, part = key.rpartition(".")
-                of = found.positions if part == "positions" else found.values
-                of[name] = stored.get_tensor(key)
+            about = stored.metadata()
+            found = cls(total=float(about["total"]))
+            for name in json.loads(about["layers"]):  # in their order, as sums depend on it
+                found.positions[name] = stored.get_tensor(f"{name}.positions")
+                found.values[name] = stored.get_tensor(f"{name}.values")
         return found
 
 

@@ -94,7 +94,10 @@ class Workspace:
 
 def device_name(device: torch.device) -> str:
     """The kind of machine that numbers come from, as far as torch knows it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type != "cuda":
+        return device.type
+    name = torch.cuda.get_device_name(device)
+    return f"{name}, deterministic" if torch.are_deterministic_algorithms_enabled() else name
 
 
 def read_kept(file: Path, kind: type[T]) -> T | None:

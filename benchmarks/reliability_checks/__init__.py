@@ -1,0 +1,1 @@
+"""The checks of ``reliability.py``; each has a ``main(arguments)``."""
