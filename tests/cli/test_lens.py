@@ -37,6 +37,8 @@ def test_table_json_and_plot_tell_the_same(tiny_folder, tmp_path) -> None:
     assert told.exception is None, told.output
     found = json.loads(told.stdout)
     assert json.loads((tmp_path / "lens.json").read_text()) == found
+    about = (found["model"], found["seed"], found["context"], found["share"])
+    assert about == (str(tiny_folder), 0, 32, 0.01)
     gaussian = [row["intensity"] for row in found["rows"] if row["kind"] == "gaussian"]
     assert gaussian == [0.1, 0.2]
     kinds = {row["kind"] for row in found["rows"]}
