@@ -16,7 +16,9 @@ from npft.report import comparison, page
 from npft.report.reading import read_run
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium here: apt-get install chromium"
+)
 
 PROBE = """
 <script>
