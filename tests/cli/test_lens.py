@@ -99,5 +99,13 @@ def test_a_table_per_target() -> None:
     assert "It holds." in activations
 
 
+@pytest.mark.parametrize("rows", [ROWS, [*ROWS, *(row(r.target, r.kind, 0.2, 0.9) for r in ROWS)]])
+def test_a_plot_with_and_without_what_it_compares_to(rows, tmp_path) -> None:
+    report.plot(rows, tmp_path / "x.svg")
+    drawn = (tmp_path / "x.svg").read_text()
+    assert ("that of Gaussian noise" in drawn) == (len(rows) > len(ROWS))
+    assert "KL from the original" in drawn
+
+
 def test_a_plot_that_cannot_be_written_is_one_sentence(tmp_path) -> None:
     refusal(lambda: report.plot(ROWS, tmp_path / "x.nonsense"), ".png")
