@@ -215,6 +215,11 @@ def _tokens(model: LanguageModel, source: str, split: str, context: int) -> Tens
 def write_results(kept: RunFolder, report: Report) -> None:
     """``results.json``, every number of the run, and ``report.html``, the page that shows them."""
     kept.write_json(RESULTS, asdict(report))
+    write_page(kept)
+
+
+def write_page(kept: RunFolder) -> None:
+    """``report.html`` from what else is in the folder."""
     kept.write_text("report.html", page.render(read_run(kept.path)))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from npft import checkpoints, comparison, data, folder, pipeline, seeding, stages
 from npft.artifacts import Report
+from npft.bench.result import Result
 from npft.config import RunConfig
 from npft.errors import NpftError, Unavailable
 from npft.evaluation import harness
@@ -22,7 +23,7 @@ from npft.pipeline import Plan
 from npft.plugins import Catalog
 from npft.progress import Progress
 from npft.provenance import environment
-from npft.report.reading import RESULTS, read_results
+from npft.report.reading import BENCH, RESULTS, read_results
 from npft.stages import Variant, Workspace
 
 
@@ -119,6 +120,13 @@ def evaluate(settings: RunConfig, catalog: Catalog, progress: Progress) -> Repor
         )
         pipeline.write_results(work.folder, report)
         return report
+
+
+def keep_bench(kept: RunFolder, found: Result) -> None:
+    """The latency of a folder's checkpoints, as ``bench.json``, and on its page if it has one."""
+    kept.write_json(BENCH, found.as_json())
+    if (kept / RESULTS).is_file():
+        pipeline.write_page(kept)
 
 
 def lens(

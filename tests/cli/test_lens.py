@@ -37,6 +37,8 @@ def test_table_json_and_plot_tell_the_same(tiny_folder, tmp_path) -> None:
     assert told.exception is None, told.output
     found = json.loads(told.stdout)
     assert json.loads((tmp_path / "lens.json").read_text()) == found
+    about = (found["model"], found["seed"], found["context"], found["share"])
+    assert about == (str(tiny_folder), 0, 32, 0.01)
     gaussian = [row["intensity"] for row in found["rows"] if row["kind"] == "gaussian"]
     assert gaussian == [0.1, 0.2]
     kinds = {row["kind"] for row in found["rows"]}
@@ -95,6 +97,14 @@ def test_a_table_per_target() -> None:
     assert "12.346" in weights
     assert "rtn-4" in activations
     assert "It holds." in activations
+
+
+@pytest.mark.parametrize("rows", [ROWS, [*ROWS, *(row(r.target, r.kind, 0.2, 0.9) for r in ROWS)]])
+def test_a_plot_with_and_without_what_it_compares_to(rows, tmp_path) -> None:
+    report.plot(rows, tmp_path / "x.svg")
+    drawn = (tmp_path / "x.svg").read_text()
+    assert ("that of Gaussian noise" in drawn) == (len(rows) > len(ROWS))
+    assert "KL from the original" in drawn
 
 
 def test_a_plot_that_cannot_be_written_is_one_sentence(tmp_path) -> None:

@@ -1,6 +1,7 @@
-"""Progress: a bar per stage on a terminal, a line per stage elsewhere, nothing when quiet."""
+"""Progress: a bar per stage on a terminal, plain lines elsewhere, nothing when quiet."""
 
 import io
+import re
 
 from rich.console import Console
 
@@ -20,6 +21,14 @@ def test_elsewhere_a_line_tells_what_is_done(capsys) -> None:
     printed = capsys.readouterr()
     assert printed.err.startswith("tune: 2 in ")
     assert printed.out == ""
+
+
+def test_long_stages_tell_how_much_is_left(capsys) -> None:
+    list(Screen(every=0).track("abc", "tune", 3))
+    one, two, end = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"tune: 1 of 3, \d+ s left", one)
+    assert re.fullmatch(r"tune: 2 of 3, \d+ s left", two)
+    assert end.startswith("tune: 3 in ")
 
 
 def test_quiet_is_quiet(capsys) -> None:

@@ -7,7 +7,6 @@ import logging
 import math
 import random
 import socket
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from questions import COUNT, TASKS, reading_model, write_questions
 from refusals import refusal
+from watching import Watching
 
 pytest.importorskip("lm_eval")
 
@@ -137,23 +137,6 @@ def test_random_state_model_and_tokenizer_are_left_alone() -> None:
     assert model.tokenizer.special_tokens_map == special
     for name, value in model.network.state_dict().items():
         assert torch.equal(value, weights[name])
-
-
-class Watching:
-    """Progress that remembers how far each bar came."""
-
-    def __init__(self) -> None:
-        self.done: dict[str, list[int]] = {}
-        self.notes: list[str] = []
-
-    def track(self, items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
-        self.done[label] = [0, total]
-        for item in items:
-            self.done[label][0] += 1
-            yield item
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 def test_progress_is_ours_and_the_harness_is_quiet(capfd, caplog, folder) -> None:

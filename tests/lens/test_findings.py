@@ -30,7 +30,7 @@ def shapes(spread: float) -> list[Row]:
 @pytest.mark.parametrize(("spread", "verdict"), [(1.1, "holds"), (5.0, "does not hold")])
 def test_size_and_shape(spread: float, verdict: str) -> None:
     told = reading([CLEAN, *shapes(spread)])
-    assert f"size matters more than shape {verdict} (KL grows x4" in told
+    assert f"size matters more than shape: {verdict} (KL grows x4.00" in told
     assert f"x{spread:.2f} at most" in told
 
 
@@ -53,7 +53,12 @@ def test_clipping_beside_noise_of_its_norm() -> None:
     clip = row("clip-0.1%", None, 0.9, ppl=12.5, norm=0.15)
     told = reading([CLEAN, *curve("gaussian", 0.1, 0.4), clip])
     assert "perplexity by +25.0%" in told
-    assert "x4 of Gaussian" in told  # 0.4 (0.15 / 0.2)^2 = 0.225
+    assert "x4.00 that of Gaussian" in told  # 0.4 (0.15 / 0.2)^2 = 0.225
+
+
+def test_large_factors_are_told_as_such() -> None:
+    clip = row("clip-0.1%", None, 7.0, ppl=23480.0)
+    assert "multiplies perplexity by 2348" in reading([CLEAN, clip])
 
 
 def test_the_root_beside_rounding() -> None:

@@ -11,12 +11,13 @@ import torch
 from refusals import refusal
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
+from watching import Watching
 
 from npft.artifacts import LanguageModel, PackedWeight, QuantizedModel
 from npft.evaluation.quality import Original, evaluate
 from npft.lens.kinds import kinds
 from npft.lens.measuring import CLIPPED, Row, Settings, look
-from npft.progress import Silent
+from npft.progress import Progress, Silent
 from npft.quantizers import RTN, KMeans, Nonuniform
 from npft.scorers import Fisher
 
@@ -24,12 +25,18 @@ TOKENS = tiny_tokens(6, 24)
 TEXTS = {"one": TOKENS[:4], "two": TOKENS[4:]}
 
 
-def rows(settings: Settings, *quantizers, texts=None, model: LanguageModel | None = None):
+def rows(
+    settings: Settings,
+    *quantizers,
+    texts=None,
+    model: LanguageModel | None = None,
+    progress: Progress | None = None,
+):
     return look(
         model or tiny_model(),
         {"text": TOKENS} if texts is None else texts,
         settings,
-        Silent(),
+        progress or Silent(),
         quantizers,
         [tiny_tokens(2, 24, seed=5)],
         Fisher(),
@@ -125,6 +132,18 @@ def test_what_cannot_be_looked_at_is_refused() -> None:
     refusal(lambda: Settings(intensities=[]), "(none)")
     refusal(lambda: Settings(share=0), "share=0")
     refusal(lambda: Settings(only=["pink"]), "'pink'", "gaussian")
-    settings = Settings(["activations"], [0.1])
-    refusal(lambda: rows(settings, KMeans(bits=4)), "kmeans", "activations")
-    refusal(lambda: rows(Settings(["weights"], [0.1]), NormsToo(bits=4)), "model.norm.weight")
+
+
+def test_what_a_quantizer_cannot_do_is_noted_and_the_rest_is_measured() -> None:
+    watching = Watching()
+    every = ["weights", "activations", "both"]
+    settings = Settings(every, [0.1], only=["gaussian"])
+    found = rows(settings, KMeans(bits=3), NormsToo(bits=4), RTN(bits=4), progress=watching)
+    for kind, targets in [("kmeans-3", ["weights"]), ("norms-too-4", []), ("rtn-4", every)]:
+        assert [row.target for row in found if row.kind == kind and not row.intensity] == targets
+    told = [("kmeans-3", "activations"), ("norms-too-4", "activations"), ("norms-too-4", "norm.w")]
+    for note, words in zip(watching.notes, told, strict=True):
+        assert all(word in note for word in words)
+    assert watching.done["lens"] == [17, 19]
+    alone = rows(settings, RTN(bits=4))
+    assert [r for r in found if r.kind == "rtn-4"] == [r for r in alone if r.kind == "rtn-4"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -63,27 +66,14 @@ def test_w8a8_is_the_plain_reference() -> None:
     assert found.kl > 1e-5
 
 
-def planted(size: float) -> LanguageModel:
-    """A model whose normalised activations have one channel ``size`` times as large.
-
-    What reads them has columns as much smaller, so that the function is the same.
-    """
-    model = tiny_model()
-    with torch.no_grad():
-        for block in model.network.model.layers:
-            attention, mlp = block.self_attn, block.mlp
-            for norm, readers in (
-                (block.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-                (block.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
-            ):
-                norm.weight[5] *= size
-                for reader in readers:
-                    reader.weight[:, 5] /= size
-    return model
+@pytest.fixture
+def outliers(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("outliers")
 
 
-def test_planted_outliers_break_uniform_w8a8_and_not_the_cube_root() -> None:
-    clean, heavy = planted(1), planted(128)
+def test_planted_outliers_break_uniform_w8a8_and_not_the_cube_root(outliers) -> None:
+    clean, heavy = tiny_model(), outliers.plant(tiny_model(), 128)
     same = evaluate(heavy, Original(clean, TOKENS))
     assert abs(same.kl) < 1e-6
     before, after = row(clean, RTN(bits=8)).kl, row(heavy, RTN(bits=8)).kl
@@ -92,3 +82,15 @@ def test_planted_outliers_break_uniform_w8a8_and_not_the_cube_root() -> None:
     assert after > 100 * before
     assert root_after < after / 20
     assert root_after < 10 * root_before
+
+
+def test_the_benchmark_measures_what_the_lens_does(outliers) -> None:
+    model = tiny_model()
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    found = {(r["setting"], r["quantizer"]): r["kl"] for r in outliers.measured(model, TOKENS, 16)}
+    assert len(found) == 9
+    heavy = outliers.plant(tiny_model(), 16)
+    assert found["W8A8", "rtn-8"] == row(heavy, RTN(bits=8)).kl
+    assert found["W8A8", "nonuniform-8"] == row(heavy, Nonuniform(bits=8)).kl
+    after = model.network.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 
-from npft import config, pipeline
+from npft import config, folder, pipeline, steps
+from npft.bench.measure import Line
+from npft.bench.result import Result
 from npft.plugins import discover
-from npft.report.reading import BENCH, Bench, Latency
 
-BENCHED = Bench(
-    rows=[
-        Latency(what=what, variant=variant, tokens=n, milliseconds=n**0.5, floor_ms=1.0)
+BENCHED = Result(
+    "run",
+    3e12,
+    [
+        Line(what, variant, n, n**0.5, n**0.5, n**0.5, 1e9, 1.0, 2.0)
         for what in ("linear", "decode")
         for variant in ("bfloat16", "kmeans-4")
         for n in (128, 256)
@@ -37,5 +40,6 @@ def run(tmp_path_factory) -> Path:
         }
     )
     pipeline.run(settings, discover())
-    (root / "run" / BENCH).write_text(BENCHED.model_dump_json())
+    with folder.opened(root / "run") as kept:
+        steps.keep_bench(kept, BENCHED)
     return root / "run"

@@ -16,7 +16,9 @@ from npft.report import comparison, page
 from npft.report.reading import read_run
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium here: apt-get install chromium"
+)
 
 PROBE = """
 <script>
@@ -26,8 +28,9 @@ window.addEventListener("load", () => {
     const box = svg.getBoundingClientRect();
     return box.width > 200 && box.height > 100 && svg.querySelectorAll("path").length > 5;
   });
-  const images = [...document.querySelectorAll("svg image")].length;
-  document.title = JSON.stringify({ wide, plots, images });
+  const tables = [...document.querySelectorAll(".wide")];
+  const cut = tables.map((box) => box.scrollWidth > box.clientWidth);
+  document.title = JSON.stringify({ wide, plots, cut });
 });
 </script>
 """
@@ -80,6 +83,8 @@ def test_no_complaint_no_overflow_no_empty_plot(file: Path, width: int) -> None:
     assert found["wide"] <= 0
     assert found["plots"]
     assert all(found["plots"])
+    assert found["cut"]
+    assert not any(found["cut"])
 
 
 def test_a_script_that_complains_is_noticed(file: Path) -> None:

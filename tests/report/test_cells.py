@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from npft.artifacts import Row
-from npft.report.cells import Point, points, worth
+from npft.report.cells import Point, change, points, worth
 
 
 def law(bits: float) -> float:
@@ -20,6 +20,17 @@ SIZES = [Point(bits, law(bits)) for bits in (2.05, 3.05, 4.05)]
 @pytest.mark.parametrize("bits", [2.05, 3.05, 4.05])
 def test_on_the_law_the_answer_is_exact(bits: float, gained: float) -> None:
     assert worth(SIZES, Point(bits, law(bits + gained))) == pytest.approx(gained)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "told"), [(0.15, "-25%"), (0.2, "+0%"), (1.9, "+850%"), (17.0, "x85")]
+)
+def test_changes(tuned: float, told: str) -> None:
+    assert change({"original": 0.2, "tuned": tuned}) == told
+
+
+def test_no_change_without_both_models() -> None:
+    assert change({"tuned": 1.0}) == change({"original": 0.0, "tuned": 1.0}) == ""
 
 
 def test_one_size_or_no_gain_from_bits_says_nothing() -> None:

@@ -71,6 +71,25 @@ def test_every_number_is_the_one_at_its_place(run: Path) -> None:
     assert cells == {f"rows[{index}].value" for index in range(len(results["rows"]))}
 
 
+def test_tasks_have_their_errors_and_questions() -> None:
+    rows = [
+        Row(model, quantizer, bits, 0, 4.0, "piqa", "acc", value, stderr=error, questions=1838)
+        for model, quantizer, bits, value, error in [
+            ("original", "none", 32, 0.68, 0.0109),
+            ("original", "rtn", 4, 0.61, 0.0114),
+            ("tuned", "rtn", 4, 0.64, None),
+        ]
+    ]
+    report = Report(rows)
+    read = Reader(page.render(Found("run", report, {})))
+    assert dict(read.numbers) == {
+        **{f"rows[{index}].value": str(row.value) for index, row in enumerate(rows)},
+        **{f"rows[{index}].stderr": str(rows[index].stderr) for index in (0, 1)},
+        "rows[0].questions": "1838",
+    }
+    assert {"0.6800", "0.0109", "1,838"} <= set(read.shown)
+
+
 def test_the_page_stands_alone_and_has_every_plot(run: Path) -> None:
     text = page.render(read_run(run))
     read = Reader(text)
@@ -84,9 +103,10 @@ def test_the_page_stands_alone_and_has_every_plot(run: Path) -> None:
     assert "#010203" not in text
 
 
-def test_the_run_wrote_its_page(run: Path) -> None:
+def test_run_and_bench_write_the_page(run: Path) -> None:
     written = (run / "report.html").read_text()
-    assert written == page.render(replace(read_run(run), bench=None))
+    assert written == page.render(read_run(run))
+    assert 'id="latency"' in written
     for word in ("kmeans", "residual", "seed", "peak memory, GB", "torch", "fingerprint"):
         assert word in written
 

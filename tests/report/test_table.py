@@ -1,5 +1,7 @@
 """The closing table, on rows whose verdict is known."""
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -40,6 +42,20 @@ def test_the_verdict_counts_cells_and_the_mean_change(kl, won, change) -> None:
     verdict = table.verdict(_rows(*kl))
     assert won in verdict
     assert change in verdict
+
+
+def test_the_mean_change_is_geometric_and_needs_some_kl() -> None:
+    """Halved at 4 bits and doubled at 8 is no change; a cell without any KL has no ratio."""
+
+    def at_8_bits(kl: tuple[float, float, float]) -> list[Row]:
+        return [replace(row, bits=8) for row in _rows(*kl) if row.quantizer != "none"]
+
+    assert " 0% " in table.verdict(_rows(0.4, 0.5, 0.2) + at_8_bits((0.01, 0.5, 0.02)))
+    assert "1 of 2 quantized cells; KL to the original is 50% less" in table.verdict(
+        _rows(0.4, 0.5, 0.2) + at_8_bits((0.0, 0.5, 0.02))
+    )
+    alone = table.verdict(at_8_bits((0.0, 0.5, 0.02)))
+    assert alone.endswith("in 0 of 1 quantized cells.")
 
 
 def test_without_quantized_cells_there_is_no_verdict() -> None:

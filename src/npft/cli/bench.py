@@ -42,7 +42,8 @@ def command(
 ) -> None:
     """Latency and memory of decoding on this GPU, beside the floor that its memory sets.
 
-    For the packed checkpoints of the run folder RUN, or for random weights of a --shape.
+    For the packed checkpoints of the run folder RUN, which keeps the numbers in bench.json and
+    shows them in report.html, or for random weights of a --shape.
     """
     import json
     from pathlib import Path
@@ -57,9 +58,12 @@ def command(
 
     screen = Screen(quiet=quiet)
     if run is not None:
+        from npft import folder, steps
         from npft.bench.by_run import of_run
 
-        result = of_run(Path(run), of, wanted, repeats, screen)
+        with folder.opened(Path(run)) as kept:
+            result = of_run(Path(run), of, wanted, repeats, screen)
+            steps.keep_bench(kept, result)
     else:
         from npft.bench.by_shape import of_shape
 

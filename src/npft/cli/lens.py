@@ -9,6 +9,9 @@ import click
 from npft.cli.options import configure, output_options
 from npft.errors import NpftError
 
+_ABOUT = ("model", "dtype", "seed", "evaluate", "calibration", "samples", "context")
+"""What the rows depend on, of the configuration; each row has its number of tokens."""
+
 
 @click.command("lens")
 @click.option("--model", metavar="DIR|HUB_ID|FILE.gguf", help="the float model")
@@ -66,6 +69,7 @@ def command(
     """
     import json
     from dataclasses import asdict
+    from importlib.metadata import version
     from pathlib import Path
 
     for file in (output, plot):
@@ -94,7 +98,8 @@ def command(
     )
     rows = steps.lens(settings, chosen, discover(), Screen(quiet=quiet))
     told = reading(rows)
-    found = {"model": settings.model, "rows": [asdict(row) for row in rows], "reading": told}
+    about = {"npft": version("npft"), **settings.model_dump(mode="json", include=set(_ABOUT))}
+    found = {**about, "share": share, "rows": [asdict(row) for row in rows], "reading": told}
     text = json.dumps(found, indent=2) + "\n"
     if output:
         Path(output).write_text(text, encoding="utf-8")

@@ -28,11 +28,17 @@ T = TypeVar("T")
 
 
 class Screen:
-    """Progress for people: a bar per stage on a terminal, a line per stage elsewhere."""
+    """Progress for people: a bar per stage on a terminal, plain lines elsewhere.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    Args:
+        quiet: show nothing.
+        every: seconds between two lines of a stage.
+    """
+
+    def __init__(self, *, quiet: bool = False, every: float = 30.0) -> None:
         quiet_libraries()
         self._quiet = quiet
+        self._every = every
         self._console = Console(stderr=True)
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
@@ -41,14 +47,24 @@ class Screen:
         elif self._console.is_terminal:
             yield from self._bar(items, label, total)
         else:
-            start = time.perf_counter()
-            yield from items
-            seconds = time.perf_counter() - start
-            print(f"{label}: {total} in {seconds:.1f} s", file=sys.stderr, flush=True)
+            yield from self._lines(items, label, total)
 
     def note(self, message: str) -> None:
         if not self._quiet:
             print(f"npft: {message}", file=sys.stderr, flush=True)
+
+    def _lines(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
+        start = last = time.perf_counter()
+        for done, item in enumerate(items):
+            now = time.perf_counter()
+            if done and now - last >= self._every:
+                left = (now - start) / done * (total - done)
+                words = f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
+                print(f"{label}: {done} of {total}, {words} left", file=sys.stderr, flush=True)
+                last = now
+            yield item
+        seconds = time.perf_counter() - start
+        print(f"{label}: {total} in {seconds:.1f} s", file=sys.stderr, flush=True)
 
     def _bar(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         columns = (

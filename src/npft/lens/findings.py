@@ -40,8 +40,8 @@ def _shape(rows: Sequence[Row]) -> str:
     growth = curves[0][high] / curves[0][low]
     holds = growth > max(spreads)
     return (
-        f"that size matters more than shape {_verdict(holds)} (KL grows x{growth:.0f} from "
-        f"intensity {low:g} to {high:g}, and differs by x{max(spreads):.2f} at most between "
+        f"size matters more than shape: {_verdict(holds)} (KL grows {times(growth)} from "
+        f"intensity {low:g} to {high:g}, and differs by {times(max(spreads))} at most between "
         f"{', '.join(SHAPES)})"
     )
 
@@ -65,8 +65,13 @@ def _cheaper(rows: Sequence[Row], claim: str, one: str, other: str) -> str:
     lower = sum(ratio < 1 for ratio in ratios.values())
     mixed = f"holds at {lower} of {len(ratios)} intensities"
     verdict = {len(ratios): _verdict(True), 0: _verdict(False)}.get(lower, mixed)
-    listed = ", ".join(f"x{ratio:.2f} at {x:g}" for x, ratio in ratios.items())
-    return f"that {claim} {verdict} (KL {listed})"
+    listed = ", ".join(f"{times(ratio)} at {x:g}" for x, ratio in ratios.items())
+    return f"{claim}: {verdict} (KL {listed})"
+
+
+def times(factor: float) -> str:
+    """Such as x0.38, x1.27 or x169."""
+    return f"x{factor:.0f}" if factor >= 10 else f"x{factor:.2f}"
 
 
 def _verdict(holds: bool) -> str:
@@ -78,12 +83,17 @@ def _clip(rows: Sequence[Row], clean: Row) -> str:
     row = next((row for row in rows if row.kind == kind), None)
     if row is None:
         return ""
-    worse = row.perplexity / clean.perplexity - 1
-    text = f"clipping the largest {CLIPPED[0]:.1%} changes perplexity by {worse:+.1%}"
+    worse = row.perplexity / clean.perplexity
+    changed = f"multiplies perplexity by {worse:.0f}" if worse >= 10 else (
+        f"changes perplexity by {worse - 1:+.1%}"
+    )  # fmt: skip
+    text = f"clipping the largest {CLIPPED[0]:.1%} {changed}"
     same = interpolated(curve(rows, "gaussian"), row.norm)
     if same is None:
         return text
-    return f"{text}, its KL x{row.kl / same:.2g} of Gaussian noise of its norm, {row.norm:.3f}"
+    return (
+        f"{text}, its KL {times(row.kl / same)} that of Gaussian noise of its norm, {row.norm:.3f}"
+    )
 
 
 def _root(rows: Sequence[Row]) -> str:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from npft.artifacts import LanguageModel
 from npft.contracts import Quantizer, Scorer
-from npft.errors import NpftError
+from npft.errors import NpftError, Unavailable
 from npft.evaluation.quality import Original, evaluate
 from npft.lens import residuals
 from npft.lens.applying import Change, Seen, on_activations, on_weights
@@ -106,12 +106,9 @@ def look(
         calibration: batches, for quantizers and the scorer.
         scorer: for quantizers that need sensitivities.
 
-    Raises:
-        Unavailable: a quantizer cannot do what is asked of it here.
+    What a quantizer cannot do here, such as activations, is noted and left out.
     """
-    if set(settings.targets) != {"weights"}:
-        for quantizer in quantizers:
-            residuals.of_tokens(quantizer, None)  # what cannot be done is told before any work
+    able = [(quantizer, _targets(quantizer, settings, progress)) for quantizer in quantizers]
     originals = {name: Original(model, windows) for name, windows in texts.items()}
     copy = model.copy()
     rows = []
@@ -122,9 +119,17 @@ def look(
                 own.context)
         )  # fmt: skip
     per_target = len(settings.kinds()) * len(settings.intensities) + len(CLIPPED)
-    per_target += len(quantizers) * (len(settings.intensities) + 1)
     total = per_target * len(settings.targets)
-    cases = _cases(model, settings, quantizers, calibration, scorer)
+    total += sum(len(targets) for _, targets in able) * (len(settings.intensities) + 1)
+    needing = [one for one, targets in able if targets and one.needs_sensitivity]
+    known: dict[str, Tensor] = {}
+    if needing and scorer is not None:
+        batches = progress.track(calibration, "score", len(calibration))
+        known = dict(scorer.score(model, batches))
+    cases = chain(
+        _made(model, settings),
+        *(_own(model, settings, *one, calibration, known, progress) for one in able),
+    )
     for case in progress.track(cases, "lens", total):
         for name, original in originals.items():
             rows.append(_measure(copy, case, name, original))
@@ -146,13 +151,9 @@ def _measure(model: LanguageModel, case: _Case, dataset: str, original: Original
     )  # fmt: skip
 
 
-def _cases(
-    model: LanguageModel,
-    settings: Settings,
-    quantizers: Sequence[Quantizer],
-    calibration: Sequence[Tensor],
-    scorer: Scorer | None,
-) -> Iterator[_Case]:
+def _made(model: LanguageModel, settings: Settings) -> Iterator[_Case]:
+    """The perturbations that are made here, and clipping at its own size."""
+
     def drawn(perturb: Perturb, kind: str, intensity: float, place: str) -> Change:
         # One stream per kind and place: what else is measured does not move it, and the same
         # draws at every intensity leave only their size to differ.
@@ -167,22 +168,46 @@ def _cases(
         for share in CLIPPED:
             clip = partial(_clip, share)
             yield _Case(target, f"clip-{share:.1%}", None, clip, partial(_same, clip))
-    known = _sensitivities(model, quantizers, calibration, scorer)
-    for quantizer in quantizers:
-        own = (
-            residuals.of_weights(model, quantizer, calibration, known)
-            if set(settings.targets) != {"activations"}
-            else {}
-        )
-        for target in settings.targets:
-            for size in (None, *settings.intensities):
-                yield _Case(
-                    target,
-                    quantizer.label,
-                    size,
-                    residuals.stored(own, size),
-                    partial(residuals.of_tokens, quantizer, size),
-                )
+
+
+def _targets(quantizer: Quantizer, settings: Settings, progress: Progress) -> list[Target]:
+    """What the quantizer can perturb."""
+    if set(settings.targets) == {"weights"}:
+        return ["weights"]
+    try:
+        residuals.of_tokens(quantizer, None)
+    except Unavailable as reason:
+        progress.note(str(reason))
+        return [target for target in settings.targets if target == "weights"]
+    return list(settings.targets)
+
+
+def _own(
+    model: LanguageModel,
+    settings: Settings,
+    quantizer: Quantizer,
+    targets: Sequence[Target],
+    calibration: Sequence[Tensor],
+    sensitivities: Mapping[str, Tensor],
+    progress: Progress,
+) -> Iterator[_Case]:
+    """A quantizer's residual, made when its turn comes, at its own size and at the others."""
+    of_weights: dict[str, Tensor] = {}
+    if set(targets) - {"activations"}:
+        try:
+            of_weights = residuals.of_weights(model, quantizer, calibration, sensitivities or None)
+        except Unavailable as reason:
+            progress.note(str(reason))
+            targets = [target for target in targets if target == "activations"]
+    for target in targets:
+        for size in (None, *settings.intensities):
+            yield _Case(
+                target,
+                quantizer.label,
+                size,
+                residuals.stored(of_weights, size),
+                partial(residuals.of_tokens, quantizer, size),
+            )
 
 
 def _fresh(make: Callable[[str], Change]) -> Change:
@@ -196,14 +221,3 @@ def _clip(share: float, _name: str, values: Tensor) -> Tensor:
 
 def _same(change: Change) -> Change:
     return change
-
-
-def _sensitivities(
-    model: LanguageModel,
-    quantizers: Sequence[Quantizer],
-    calibration: Sequence[Tensor],
-    scorer: Scorer | None,
-) -> dict[str, torch.Tensor] | None:
-    if scorer is None or not any(quantizer.needs_sensitivity for quantizer in quantizers):
-        return None
-    return dict(scorer.score(model, calibration))

@@ -32,8 +32,8 @@ def of_weights(
     for name, parameter in model.network.named_parameters():
         if id(parameter) not in own and not torch.equal(parameter, theirs[name]):
             raise Unavailable(
-                f"{quantizer.name} also changes {name}, so that its residual is no perturbation "
-                "of the linear layers' weights: leave it out of the lens"
+                f"{quantizer.label} is left out of the lens: it also changes {name}, so that its "
+                "residual is no perturbation of the linear layers' weights"
             )
     return {
         name: (quantized.layers[name].weight.float() - layer.weight.float()).reshape(1, -1)
@@ -61,8 +61,8 @@ def of_tokens(quantizer: Quantizer, intensity: float | None) -> Change:
     whole = type(quantizer).quantize is not Quantizer.quantize
     if quantizer.needs_sensitivity or whole or not alone:
         raise Unavailable(
-            f"{quantizer.name} cannot quantize activations, as it needs more than a vector: ask "
-            "for weights alone, or take rtn or nonuniform"
+            f"{quantizer.label} is left out of the activations, as it needs more than a vector to "
+            "quantize: rtn and nonuniform do not"
         )
 
     def change(_name: str, values: Tensor) -> Tensor:

@@ -22,10 +22,14 @@ def by_cell(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], dict[str,
 
 
 def change(values: dict[str, float]) -> str:
-    """How the tuned model's value differs from the original's, in percent; empty if unknown."""
+    """How the tuned model's value differs from the original's; empty if unknown.
+
+    In percent, or as a factor where it is ten times as large.
+    """
     if "tuned" not in values or not values.get("original"):
         return ""
-    return f"{values['tuned'] / values['original'] - 1:+.0%}"
+    ratio = values["tuned"] / values["original"]
+    return f"x{ratio:.0f}" if ratio >= 10 else f"{ratio - 1:+.0%}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from npft.artifacts import Report, Row
-from npft.report import plots, table
+from npft.report import about, plots, table
 from npft.report.cells import MODELS, Point, change, points, worth
 from npft.report.html import Number, fill, finite
 from npft.report.reading import BENCH, RESULTS, Found
@@ -26,7 +26,7 @@ def render(found: Found) -> str:
         title=_title(found),
         verdict=table.verdict(report.rows),
         summary=_summary(found),
-        about=list(_about(found)),
+        about=about.sections(found),
         remarks=table.remarks(report),
         quality=[_quality(report, text) for text in texts(report)],
         tasks=list(_tasks(report)),
@@ -70,44 +70,6 @@ def _summary(found: Found) -> str:
     if peak is not None:
         parts.append(f"{peak} GB at most")
     return " · ".join(parts)
-
-
-def _about(found: Found) -> Iterator[tuple[str, str]]:
-    settings, report = found.settings, found.report
-    provenance = {**settings.get("provenance", {}), **report.environment}
-    yield "run folder", found.name
-    for word in ("model", "recipe"):
-        if word in settings:
-            yield word, str(settings[word])
-    if "calibration" in settings:
-        windows = f"{settings.get('samples')} × {settings.get('context')} tokens"
-        yield "calibration", f"{settings['calibration']}, {windows}"
-    for text, source in settings.get("evaluate", {}).items():
-        yield f"evaluated on {text}", str(source)
-    for word in ("scorer", "sampler", "objective"):
-        if word in settings:
-            yield word, _options(settings[word])
-    for word in ("gamma", "scope", "seed", "device", "dtype"):
-        if word in settings:
-            yield word, str(settings[word])
-    if "tuning" in settings:
-        yield "tuning", ", ".join(f"{k} {v}" for k, v in settings["tuning"].items())
-    if report.seconds:
-        total = sum(report.seconds.values())
-        parts = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report.seconds.items())
-        yield "time", f"{total:.0f} s ({parts})"
-    words = {
-        "device": "device used",
-        "peak_memory_gb": "peak memory, GB",
-        "peak_device_memory_gb": "peak GPU memory, GB",
-    }
-    for word, value in provenance.items():
-        yield words.get(word, word.replace("_", " ")), str(value)
-
-
-def _options(plugin: dict[str, Any]) -> str:
-    options = ", ".join(f"{word} {value}" for word, value in plugin.items() if word != "name")
-    return f"{plugin.get('name')}{f' ({options})' if options else ''}"
 
 
 def _present(rows: Sequence[Row]) -> list[str]:
@@ -159,24 +121,44 @@ def _worth(original: dict[str, list[Point]], tuned: dict[str, list[Point]], row:
     own = Point(row.avg_bits, row.value)
     family = next(name for name, some in tuned.items() if own in some)
     gained = worth(original.get(family, []), own)
-    return "" if gained is None else f"{gained:+.2f}"
+    return "" if gained is None else f"{gained:+.2f} bits"
 
 
 def _tasks(report: Report) -> Iterator[dict[str, Any]]:
+    """A block per task and metric, with a line per quantizer."""
     answered = [row for row in report.rows if row.questions]
-    known = sources(report.rows)
     for task, metric in dict.fromkeys((row.dataset, row.metric) for row in answered):
         here = [row for row in answered if (row.dataset, row.metric) == (task, metric)]
-        for which in dict.fromkeys(setting(row) for row in here):
-            models = []
-            for model in _present(answered):
-                cell = known.get((task, metric, which, model))
-                error = None
-                if cell is not None and cell[0].stderr is not None:
-                    value, place = cell[0].stderr, cell[1].replace(".value", ".stderr")
-                    error = Number(value, f"{value:.4f}", place)
-                models.append((Number.of(cell, ".4f"), error))
-            yield {"task": task, "metric": metric, "setting": which, "models": models}
+        yield {
+            "task": task,
+            "metric": metric,
+            "questions": list(_counts(report, here)),
+            "lines": [
+                {
+                    "setting": which,
+                    "models": [
+                        _answer(report, (task, metric, which, model))
+                        for model in _present(answered)
+                    ],
+                }
+                for which in dict.fromkeys(setting(row) for row in here)
+            ],
+        }
+
+
+def _counts(report: Report, rows: Sequence[Row]) -> Iterator[Number]:
+    """How many questions were answered: several numbers where they differ."""
+    for count, row in {row.questions: row for row in reversed(rows)}.items():
+        yield Number(count, f"{count:,}", f"rows[{report.rows.index(row)}].questions")
+
+
+def _answer(report: Report, key: tuple[str, str, str, str]) -> tuple[Number | None, Number | None]:
+    """A task's value and its standard error, where they are known."""
+    cell = sources(report.rows).get(key)
+    if cell is None or cell[0].stderr is None:
+        return Number.of(cell, ".4f"), None
+    value, place = cell[0].stderr, cell[1].replace(".value", ".stderr")
+    return Number.of(cell, ".4f"), Number(value, f"{value:.4f}", place)
 
 
 def _plots(found: Found) -> Iterator[dict[str, str]]:
@@ -214,7 +196,7 @@ def _plots(found: Found) -> Iterator[dict[str, str]]:
             "name": "places",
             "title": "Where the outliers sit",
             "caption": f"Share of a layer's most sensitive {seen.share:.2%} of weights by range "
-            "of its input channels; bright is many.",
+            "of its input channels.",
             "svg": plots.places(seen),
         }
     decoding = [] if found.bench is None else [r for r in found.bench.rows if r.what == "decode"]

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from npft.artifacts import Channel, Sensitivity, StepLoss
 from npft.report.cells import Point
@@ -19,6 +21,11 @@ INK = "#010203"
 
 COLORS = {"original": "#8b95a5", "control": "#e08a1e", "tuned": "#3b82f6"}
 """Readable on light and on dark."""
+
+HEAT = LinearSegmentedColormap.from_list(
+    "heat", [(0.23, 0.51, 0.96, 0.04), (0.23, 0.51, 0.96, 0.7), (0.95, 0.45, 0.1, 1.0)]
+)
+"""From the page's ground by blue to orange."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -63,6 +70,7 @@ def losses(by_model: Mapping[str, Sequence[StepLoss]]) -> str:
                 axes.plot(list(clean), list(clean.values()), color=color, label=label)
             every += [*noisy.values(), *clean.values()]
         _log_if_wide(axes, every)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats per token")
         axes.legend()
@@ -92,7 +100,7 @@ def frontier(by_model: Mapping[str, Mapping[str, Sequence[Point]]]) -> str:
                 [], [], linestyle="none", marker=markers[index % len(markers)], color=INK,
                 label=name,
             )  # fmt: skip
-        axes.set_yscale("log")
+        _log(axes)
         axes.set_xlabel("average bits per weight, tables included")
         axes.set_ylabel("KL to the original, nats per token")
         axes.legend(ncols=2)
@@ -110,7 +118,8 @@ def sensitivity(channels: Sequence[Channel]) -> str:
             axes.plot([], [], "o", color=COLORS["original"], label="original")
             axes.plot([], [], "o", color=COLORS["tuned"], label="tuned")
             if min([*channel.before, *channel.after]) > 0:
-                axes.set_yscale("log")
+                _log(axes)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set_title(f"{channel.layer}, input {channel.input}", fontsize=9)
             axes.set_xlabel("output channel")
             axes.set_ylabel("sensitivity")
@@ -120,24 +129,31 @@ def sensitivity(channels: Sequence[Channel]) -> str:
 
 def places(found: Sensitivity) -> str:
     """Where the most sensitive weights are: a panel per kind of layer, a row per block."""
-    kinds: dict[str, list[list[int]]] = {}
+    kinds: dict[str, list[list[float]]] = {}
     for name, counts in found.places.items():
-        kinds.setdefault(name.rpartition(".")[2], []).append(counts)
+        shares = [count / max(1, sum(counts)) for count in counts]
+        kinds.setdefault(name.rpartition(".")[2], []).append(shares)
+    most = max(share for blocks in kinds.values() for shares in blocks for share in shares)
     rows = -(-len(kinds) // 2)
     with rc_context({**STYLE, "axes.grid": False}):
-        figure = _figure(1.7 * rows + 0.4)
-        panels = figure.subplots(rows, 2, squeeze=False).flatten()
+        figure = _figure(1.6 * rows + 0.9)
+        panels = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flatten()
         for axes, (kind, blocks) in zip(panels, kinds.items(), strict=False):
-            shares = [[one / max(1, sum(row)) for one in row] for row in blocks]
-            axes.imshow(
-                shares, aspect="auto", cmap="viridis", extent=(0, 1, len(shares), 0), vmin=0,
+            drawn = axes.imshow(
+                blocks, aspect="auto", cmap=HEAT, extent=(0, 1, len(blocks), 0), vmin=0, vmax=most,
                 interpolation="nearest",
             )  # fmt: skip
             axes.set_title(kind, fontsize=8)
+            axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        for axes in panels[max(0, len(kinds) - 2) : len(kinds)]:
+            axes.tick_params(labelbottom=True)
         for axes in panels[len(kinds) :]:
             axes.set_visible(False)
         figure.supxlabel("input channel, as a share of the layer's", fontsize=8)
         figure.supylabel("block", fontsize=8)
+        bar = figure.colorbar(drawn, ax=panels, location="top", aspect=40, shrink=0.6)
+        bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        bar.set_label("of a layer's outliers", fontsize=8)
         return _svg(figure, "places")
 
 
@@ -153,6 +169,8 @@ def latency(rows: Sequence[Latency]) -> str:
             axes.plot(at, [r.milliseconds for r in mine], "o-", color=color, label=variant)
             axes.plot(at, [r.floor_ms for r in mine], ":", color=color)
         axes.set_xscale("log", base=2)
+        lengths = sorted({row.tokens for row in rows})
+        axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("tokens generated (dotted: bandwidth floor)")
         axes.set_ylabel("milliseconds per token")
@@ -162,7 +180,7 @@ def latency(rows: Sequence[Latency]) -> str:
 
 def _figure(height: float = 3.2) -> Figure:
     # As wide as a phone, so that its text need not shrink there.
-    return Figure(figsize=(4.6, height), layout="constrained")
+    return Figure(figsize=(4.2, height), layout="constrained")
 
 
 def _panels(figure: Figure, rows: int) -> Iterable[Any]:
@@ -172,7 +190,17 @@ def _panels(figure: Figure, rows: int) -> Iterable[Any]:
 
 def _log_if_wide(axes: Any, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) > 20 * min(values):
-        axes.set_yscale("log")
+        _log(axes)
+
+
+def _log(axes: Any) -> None:
+    """A logarithmic axis whose labels are numbers, also within a power of ten."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    steps = (1, 2, 5) if high < 300 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _svg(figure: Figure, name: str) -> str:
