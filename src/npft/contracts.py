@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
 
 class Plugin(BaseModel):
-    """The common base: options are fields, frozen once validated, unknown ones are refused."""
+    """The common base: options are fields, frozen once validated.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Unknown options are refused, and so are numbers that are infinite or NaN.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
 
