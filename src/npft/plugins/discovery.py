@@ -131,7 +131,7 @@ def _entry(kind: str, cls: Any, source: _Source) -> Entry:
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) is None:
         raise NpftError(
-            f"{returned}, whose name is {name!r}: set `name: ClassVar[str]` to a word of small "
+            f"{returned}, whose name is {name!r}: set name: ClassVar[str] to a word of small "
             "letters, digits and hyphens"
         )
     return Entry(kind, name, cls, source.package, source.version, source.api)
