@@ -23,7 +23,9 @@ class GoodSampler(Sampler):
     def sample(
         self, weight: Tensor, positions: Tensor, grid: Grid, generator: torch.Generator
     ) -> Tensor:
-        return torch.randn(positions.shape, generator=generator, dtype=weight.dtype)
+        return torch.randn(
+            positions.shape, generator=generator, dtype=weight.dtype, device=weight.device
+        )
 
 
 class Whole(GoodSampler):

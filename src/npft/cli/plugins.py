@@ -74,4 +74,4 @@ def new(name: str, kind: str, folder: str) -> None:
 
     made = scaffold.write(name, kind, Path(folder), discover())
     click.echo(f"{made} has the {kind} {name}; to try it:\n")
-    click.echo(f"    cd {made}\n    pip install .\n    pytest\n    npft plugins")
+    click.echo(f"    cd {made}\n    pip install '.[test]'\n    pytest\n    npft plugins")

@@ -105,4 +105,4 @@ def _fill(template: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template(f"{template}.jinja").render(values)
+    return templates.get_template(f"{template}.j2").render(values)
