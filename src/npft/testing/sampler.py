@@ -81,13 +81,13 @@ def _draws(
     sampler: Sampler, weight: Tensor, positions: Tensor, grid: Grid, count: int = 3
 ) -> list[Tensor]:
     """The noises ``(k,)`` of successive steps for one matrix, which moves after the first."""
-    source = generator(0, "noise", weight.device)
+    source, choices = generator(0, "noise", weight.device), generator(0, "choices")
     scores = torch.rand(weight.shape, generator=generator(0, "scores")).to(weight.device)
     known = scores if sampler.needs_sensitivity else None
     bound: dict[Sampler, Draw] = {}
     noises = []
     for index in range(count):
-        step = sampler.each_step(source)
+        step = sampler.each_step(choices)
         require(isinstance(step, Sampler), sampler, f"gives {step!r} for a step: give a Sampler")
         if step not in bound:
             bound[step] = step.bind(weight, known)
