@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -111,6 +111,13 @@ class Dragging(RTN):
         return lambda moved: self.quantize_weight(moved.mul_(2), sensitivity)
 
 
+class Keeping(RTN):
+    keeps_layers: ClassVar[bool] = True
+
+    def quantize(self, *given: Any) -> QuantizedModel:
+        return super().quantize(*given)
+
+
 class Training(RTN):
     def check(self, model: LanguageModel) -> None:
         model.network.train()
@@ -139,6 +146,7 @@ class Seeding(RTN):
         (Renamed(), "is called rtn-4, and its result rtn-4-other"),
         (Straying(), "follows a matrix that stands still"),
         (Dragging(), "changes a tensor that it was given"),
+        (Keeping(), "a run would pass over its quantize"),
         (Training(), "leaves hooks, gradients or another mode"),
         (Seeding(), "touches a global random state"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -122,6 +123,46 @@ class _Counting:
         return torch.zeros(len(positions) + (self._drawn > 1), dtype=weight.dtype)
 
 
+class Pacing(GoodSampler):
+    """Alternates between noise and its opposite, and says so."""
+
+    def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
+        return _Pace(self)
+
+
+class _Pace:
+    def __init__(self, sampler: GoodSampler) -> None:
+        self._sampler = sampler
+        self._sign = 1.0
+
+    def sample(self, *given: Any) -> Tensor:
+        self._sign = -self._sign
+        return self._sign * self._sampler.sample(*given)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"sign": torch.tensor(self._sign)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._sign = float(state["sign"])
+
+
+class Forgetful(Pacing):
+    def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
+        class Fresh(_Pace):
+            def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+        return Fresh(self)
+
+
+class Slashing(Pacing):
+    def bind(self, weight: Tensor, sensitivity: Tensor | None) -> Draw:
+        class Sliced(_Pace):
+            def state(self) -> dict[str, Tensor]:
+                return {"a/b": torch.tensor(1.0)}
+
+        return Sliced(self)
+
+
 class Listing(GoodSampler):
     shares: list[float] = Field([0.5])
 
@@ -152,6 +193,8 @@ class Demanding(GoodSampler):
         (StepOfItsOwn(), "draws from another source than its generator"),
         (GlobalStep(), "touches a global random state"),
         (Tiring(), "one value per position"),
+        (Forgetful(), "does not go on from the state that it tells"),
+        (Slashing(), "has states with a slash in a name"),
         (Listing(), "cannot be hashed"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Sampler) else "",
@@ -172,6 +215,6 @@ class Asking(Demanding):
         return True
 
 
-@pytest.mark.parametrize("sampler", [GoodSampler(), Asking()], ids=repr)
+@pytest.mark.parametrize("sampler", [GoodSampler(), Asking(), Pacing()], ids=repr)
 def test_good_ones_pass(sampler: Sampler) -> None:
     check_sampler(sampler)

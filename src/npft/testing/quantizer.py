@@ -25,13 +25,20 @@ def check_quantizer(quantizer: Quantizer) -> None:
             weight's shape below ``2**bits``, on the model's device; the runnable model has other
             weights than the packed ones stand for, or gives NaN; average bits are below the bits;
             two runs differ; what is saved is not what is read back, unless the format says that
-            it has no place for such a model; ``follow`` disagrees with ``quantize_weight``; the
-            given model changes; the global random state is touched.
+            it has no place for such a model; ``follow`` disagrees with ``quantize_weight``;
+            layers are kept of a quantizer of whole models; the given model changes; the global
+            random state is touched.
         NpftError: it cannot quantize the small models at all.
     """
     check_class(quantizer, Quantizer)
     plain = Path(quantizer.label).name == quantizer.label
     require(plain, quantizer, f"has the label {quantizer.label!r}, which is no folder's name")
+    own = type(quantizer).quantize is not Quantizer.quantize
+    require(
+        not (own and quantizer.keeps_layers),
+        quantizer,
+        "keeps layers, which goes with quantize_weight alone: a run would pass over its quantize",
+    )
     group = quantizer.group_size_or_zero
     width = math.lcm(32, group) if group else 32
     for device in devices():

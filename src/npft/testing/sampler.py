@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from npft.contracts import Draw, Sampler
+from npft.contracts import Draw, Remembers, Sampler
 from npft.grid import Grid
 from npft.seeding import generator
 from npft.testing.models import devices
@@ -24,7 +24,8 @@ def check_sampler(sampler: Sampler) -> None:
         AssertionError: options are not validated, or cannot be hashed; a step has no sampler; the
             noise has the wrong shape, dtype or device, is NaN or infinite, has a mean over the
             matrix that is too far from zero for chance, or differs between two runs with equal
-            generators; the inputs change; the global random state is touched.
+            generators; what was bound does not go on from the state that it tells; the inputs
+            change; the global random state is touched.
     """
     check_class(sampler, Sampler)
     _check_hash(sampler)
@@ -36,6 +37,7 @@ def check_sampler(sampler: Sampler) -> None:
                 for grid in (Grid(4), Grid(3, group_size=4), Grid(8)):
                     _check_noise(sampler, case, positions, grid)
         _check_mean(sampler, device)
+        _check_memory(sampler, weight, everywhere)
 
 
 def _check_hash(sampler: Sampler) -> None:
@@ -77,13 +79,37 @@ def _check_mean(sampler: Sampler, device: str) -> None:
     )
 
 
+def _check_memory(sampler: Sampler, weight: Tensor, positions: Tensor) -> None:
+    """Where a tuning is taken up again, the next noise is the one that would have come."""
+    step = sampler.each_step(generator(0, "choices"))
+    known = _scores(weight) if sampler.needs_sensitivity else None
+    old, moved = step.bind(weight, known), weight * 1.25
+    if not isinstance(old, Remembers):
+        return
+    _sample(old, weight, positions, "before")
+    state = {name: value.clone() for name, value in old.state().items()}
+    require(not any("/" in name for name in state), sampler, "has states with a slash in a name")
+    new: Draw = step.bind(moved, known)
+    assert isinstance(new, Remembers)
+    new.load_state(state)
+    expected, found = (_sample(draw, moved, positions, "after") for draw in (old, new))
+    require(same(expected, found), sampler, "does not go on from the state that it tells")
+
+
+def _sample(draw: Draw, weight: Tensor, positions: Tensor, purpose: str) -> Tensor:
+    return draw.sample(weight, positions, Grid(4), generator(0, purpose, weight.device))
+
+
+def _scores(weight: Tensor) -> Tensor:
+    return torch.rand(weight.shape, generator=generator(0, "scores")).to(weight.device)
+
+
 def _draws(
     sampler: Sampler, weight: Tensor, positions: Tensor, grid: Grid, count: int = 3
 ) -> list[Tensor]:
     """The noises ``(k,)`` of successive steps for one matrix, which moves after the first."""
     source, choices = generator(0, "noise", weight.device), generator(0, "choices")
-    scores = torch.rand(weight.shape, generator=generator(0, "scores")).to(weight.device)
-    known = scores if sampler.needs_sensitivity else None
+    known = _scores(weight) if sampler.needs_sensitivity else None
     bound: dict[Sampler, Draw] = {}
     noises = []
     for index in range(count):
