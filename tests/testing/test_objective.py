@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from counting import fresh
 from torch import Tensor, nn
 
-from npft.contracts import Objective
+from npft.contracts import Loss, Objective
 from npft.losses import divergence
 from npft.testing import check_objective
 
@@ -65,6 +67,49 @@ class Restless(GoodObjective):
         return super().loss(*given) + fresh()
 
 
+class Remembering(GoodObjective):
+    """The loss grows with every call; what it began remembers how often it was called."""
+
+    def begin(self, seed: int) -> Loss:
+        return Begun(self)
+
+
+class Begun(Loss):
+    calls: float = 0
+
+    def __init__(self, objective: GoodObjective) -> None:
+        self.objective = objective
+
+    def new_epoch(self, epoch: int) -> None: ...
+
+    def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:
+        self.calls += 1
+        return self.calls * self.objective.loss(student, tokens, original)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"calls": torch.tensor(self.calls)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.calls = int(state["calls"])
+
+
+class Forgetting(GoodObjective):
+    def begin(self, seed: int) -> Loss:
+        class Forgetful(Begun):
+            def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+        return Forgetful(self)
+
+
+class Exploding(GoodObjective):
+    def begin(self, seed: int) -> Loss:
+        class Explosive(Begun):
+            def new_epoch(self, epoch: int) -> None:
+                self.calls = math.inf if epoch == 3 else 0
+
+        return Explosive(self)
+
+
 class LossElsewhere(GoodObjective):
     def loss(self, *given: Any) -> Tensor:
         return super().loss(*given).to("meta")
@@ -100,6 +145,8 @@ class Overwriting(GoodObjective):
         (Unmasking(), "changes a tensor that it was given"),
         (Dropping(), "touches a global random state"),
         (Restless(), "another loss for the same outputs"),
+        (Forgetting(), "cannot be repeated: epoch 1 differs"),
+        (Exploding(), "in epoch 3: not finite"),
         (LossElsewhere(), "gives a loss on meta, not on cpu"),
         (OnlyFloat(), "must return a finite scalar"),
         (OnlyBatches(), "must return a finite scalar"),
@@ -112,8 +159,9 @@ def test_broken_objectives_are_found(objective: Objective, message: str) -> None
         check_objective(objective)
 
 
-def test_a_good_one_passes() -> None:
+def test_good_ones_pass() -> None:
     check_objective(GoodObjective())
+    check_objective(Remembering())
 
 
 class Greedy(GoodObjective):

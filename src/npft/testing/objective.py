@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from npft.artifacts import LanguageModel
-from npft.contracts import Objective
+from npft.contracts import Loss, Objective
 from npft.seeding import generator
 from npft.testing.models import devices, small_models, tokens
 from npft.testing.promises import check_class, left_alone, require, same
+
+_EPOCHS = 8  # enough for an objective that remembers to come to use what it remembers
 
 
 def check_objective(objective: Objective) -> None:
@@ -19,8 +21,9 @@ def check_objective(objective: Objective) -> None:
 
     Raises:
         AssertionError: options are not validated; the loss is no finite scalar on the model's
-            device, has no gradient with respect to the student, or differs between two calls; the
-            inputs change; the global random state is touched.
+            device, has no gradient with respect to the student, or differs between two calls; two
+            tunings that begin alike go on differently, or do so from the same state; the inputs
+            change; the global random state is touched.
     """
     check_class(objective, Objective)
     for device in devices():
@@ -29,6 +32,7 @@ def check_objective(objective: Objective) -> None:
             for model in small_models(device=device, dtype=dtype):
                 for batch in (windows, windows[:1]):
                     _check_loss(objective, model, batch)
+                _check_course(objective, model, windows)
 
 
 def _check_loss(objective: Objective, model: LanguageModel, batch: Tensor) -> None:
@@ -52,6 +56,28 @@ def _check_loss(objective: Objective, model: LanguageModel, batch: Tensor) -> No
     require(fine, objective, "has a zero, NaN or infinite gradient for the student's output")
     again = objective.loss(student, batch, original)
     require(same(loss, again), objective, "gives another loss for the same outputs")
+
+
+def _check_course(objective: Objective, model: LanguageModel, batch: Tensor) -> None:
+    """Require that a tuning can be repeated, and taken up again after any epoch."""
+    student, original = outputs(objective, model, batch)
+
+    def epoch(begun: Loss, number: int) -> Tensor:
+        if number > 0:
+            begun.new_epoch(number)
+        return begun.loss(student, batch, original)
+
+    with left_alone(objective, batch, student.logits):
+        one, two = objective.begin(0), objective.begin(0)
+        for number in range(_EPOCHS):
+            loss, again = epoch(one, number), epoch(two, number)
+            fine = bool(torch.isfinite(loss)) and loss.requires_grad
+            require(fine, objective, f"gives {loss} in epoch {number}: not finite, or no gradient")
+            equal = same(loss, again)
+            require(equal, objective, f"cannot be repeated: epoch {number} differs")
+            kept = {name: value.clone() for name, value in two.state_dict().items()}
+            two = objective.begin(0)
+            two.load_state_dict(kept)
 
 
 def outputs(objective: Objective, model: LanguageModel, batch: Tensor) -> tuple[Any, Any | None]:
