@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
 
 class Plugin(BaseModel):
-    """The common base: options are fields, frozen once validated, unknown ones are refused."""
+    """The common base: options are fields, frozen once validated.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Unknown options are refused, and so are numbers that are infinite or NaN.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
 
@@ -46,8 +49,9 @@ class Scorer(Plugin, ABC):
             batches: token ids, each ``(batch, context)``, on the model's device.
 
         Yields:
-            A non-negative, finite float32 tensor ``(out, in)`` per layer. The caller drops each
-            before it asks for the next, so that no two need be in memory at once.
+            A non-negative, finite float32 tensor ``(out, in)`` per layer, on the weight's device
+            and with memory of its own. The caller drops each before it asks for the next, so that
+            no two need be in memory at once.
         """
 
 
@@ -82,7 +86,10 @@ class Remembers(Protocol):
 
 
 class Sampler(Plugin, ABC):
-    """Noise of the kind that quantization makes."""
+    """Noise of the kind that quantization makes.
+
+    Options must be hashable, a tuple in place of a list: tuning keeps what is bound by sampler.
+    """
 
     @property
     def needs_sensitivity(self) -> bool:
@@ -127,7 +134,7 @@ class Sampler(Plugin, ABC):
             generator: the only source of randomness, on the weight's device.
 
         Returns:
-            ``(k,)`` in the weight's units and dtype, with zero mean.
+            ``(k,)`` in the weight's units and dtype, on its device, with zero mean.
         """
 
 
@@ -243,7 +250,7 @@ class Quantizer(Plugin, ABC):
 
     @property
     def label(self) -> str:
-        """The setting's name in tables and its checkpoint's folder, such as ``rtn-4-g64``."""
+        """The setting's name in tables and of its checkpoint's folder, such as ``rtn-4-g64``."""
         from npft.artifacts import label
 
         return label(self.name, self.bits, self.group_size_or_zero, self.variant)
@@ -279,7 +286,8 @@ class Quantizer(Plugin, ABC):
         """A function that quantizes this matrix again and again while tuning moves it a little.
 
         The default quantizes from scratch each time; a quantizer with a costly search may reuse
-        what it finds on ``weight``.
+        what it finds on ``weight``. While the matrix has not moved, the function gives what
+        :meth:`quantize_weight` gives, up to rounding.
         """
         return lambda moved: self.quantize_weight(moved, sensitivity)
 

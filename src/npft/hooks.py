@@ -1,4 +1,7 @@
-"""The four hooks by which a package adds plugins, and the marker that implements them."""
+"""The four hooks by which a package adds plugins, and the marker that implements them.
+
+Hooks, contracts, and what these take and give are npft's API, which has a version of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,14 @@ import pluggy
 from npft.contracts import Objective, Quantizer, Sampler, Scorer
 
 GROUP = "npft"
+"""The group of entry points that lead to a package's hooks."""
+
+API_GROUP = "npft.api"
+"""The group in which a package names the version of the API that it was written for."""
+
+API_VERSION = (1, 0)
+"""Major and minor version: a new major one breaks plugins, a new minor one adds to the API."""
+
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 

@@ -115,6 +115,7 @@ def test_plugins_lists_kind_name_package_version_and_options() -> None:
     ]:
         assert by_name[key]["package"] == "npft"
         assert by_name[key]["version"]
+        assert by_name[key]["api"] == "1.0"
     assert set(by_name["sampler", "channel-uniform"]["options"]) == {"axis", "span", "scale"}
     assert "channel-uniform" in npft("plugins").stdout
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
+from packages import GOOD, Install
 from pydantic import Field, field_validator, model_validator
 from refusals import refusal
 
@@ -17,40 +17,6 @@ from npft.contracts import KINDS
 from npft.errors import NpftError
 from npft.plugins import Catalog, Entry, build, discover
 from npft.samplers import StepUniform
-
-GOOD = """
-from typing import ClassVar
-from npft.hooks import hookimpl
-from npft.samplers import StepUniform
-
-class Mine(StepUniform):
-    name: ClassVar[str] = "mine"
-
-@hookimpl
-def npft_samplers():
-    return [Mine]
-"""
-
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Put a distribution on the path as pip leaves it: a module, and metadata with entry points."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def install(name: str, code: str, points: str = "plugin = {module}") -> None:
-        module = name.replace("-", "_")
-        (tmp_path / f"{module}.py").write_text(code)
-        info = tmp_path / f"{module}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[npft]\n{points.format(module=module)}\n")
-
-    yield install
-    for name in [name for name in sys.modules if name.startswith("npft_")]:
-        del sys.modules[name]
-
 
 # What is found
 
