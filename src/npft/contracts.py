@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Plugin(BaseModel):
     """The common base: options are fields, frozen once validated, unknown ones are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
 
@@ -226,6 +226,7 @@ class Quantizer(Plugin, ABC):
         for name, layer in shown:
             sensitivity = sensitivities[name] if sensitivities is not None else None
             weights[name] = self.quantize_weight(layer.weight.float(), sensitivity)
+            weights[name].check()
             layer.weight.copy_(weights[name].dequantize())
         return QuantizedModel(
             runnable,

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from npft import adapters, data, models, outliers, tuning
+from npft import adapters, data, models, outliers, score_files, tuning
 from npft.adapters import Adapter
 from npft.artifacts import LanguageModel, Outliers, QuantizedModel, Row, Sensitivity, StepLoss
 from npft.contracts import Objective, Quantizer, Sampler, Scorer
@@ -125,20 +124,13 @@ def load_scored(work: Workspace) -> Scored:
     file = work.folder / "scores" / "outliers.safetensors"
     if not file.is_file():
         raise NpftError(f"{str(work.folder.path)!r} has no scores yet: run npft score first")
-    chosen = {}
-    with safe_open(file, framework="pt", device=str(work.model.device)) as stored:
-        about = stored.metadata()
-        everything = json.loads(about["everything"])
-        scope: Scope = "model" if about.get("scope") == "model" else "matrix"
-        for name, layer in work.model.layers.items():
-            shape = (layer.out_features, layer.in_features)
-            positions = None if name in everything else stored.get_tensor(name)
-            chosen[name] = Outliers(shape, positions)
+    layers, device = work.model.layers, str(work.model.device)
+    chosen, gamma, scope = score_files.outliers(file, layers, device)
     kept = work.folder / "scores" / "sensitivities.safetensors"
-    known = load_file(kept, device=str(work.model.device)) if kept.is_file() else None
+    known = score_files.sensitivities(kept, layers, device) if kept.is_file() else None
     file = work.folder / "scores" / LARGEST
-    largest = MostSensitive.load(file) if file.is_file() else None
-    return Scored(chosen, float(about["gamma"]), scope, known, largest)
+    largest = score_files.most_sensitive(file, layers) if file.is_file() else None
+    return Scored(chosen, gamma, scope, known, largest)
 
 
 def _save_outliers(scored: Scored, file: Path) -> None:

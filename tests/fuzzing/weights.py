@@ -61,6 +61,7 @@ def use(parts: Parts) -> None:
     """Build the matrix, and do everything with it that npft does."""
     cls, tensors, others = parts
     weight = build(cls, tensors, others)
+    weight.check()
     assert weight.dequantize().isfinite().all()
     assert weight.storage_bits > 0
     try:

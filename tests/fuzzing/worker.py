@@ -50,7 +50,7 @@ class Outcome:
     """What became of the inputs of one target.
 
     Attributes:
-        slowest: seconds that the slowest input took.
+        slowest: seconds that the slowest input took, which is made from slowest_seed.
         memory: MB by which the process has grown at its peak.
         failures: by what went wrong.
     """
@@ -60,6 +60,7 @@ class Outcome:
     refused: int = 0
     accepted: int = 0
     slowest: float = 0.0
+    slowest_seed: int = 0
     memory: float = 0.0
     failures: dict[str, Failure] = field(default_factory=dict)
 
@@ -97,7 +98,9 @@ def attempt(
         finally:
             faulthandler.cancel_dump_traceback_later()
         found.inputs += 1
-        found.slowest = max(found.slowest, time.perf_counter() - start)
+        taken = time.perf_counter() - start
+        if taken > found.slowest:
+            found.slowest, found.slowest_seed = taken, number
         found.memory = (_memory("VmHWM") - before) / 2**20
         if wrong is not None:
             kind, said = wrong

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from npft import models
-from npft.artifacts import LanguageModel, PackedWeight, QuantizedModel
+from npft.artifacts import LanguageModel, PackedWeight, QuantizedModel, weight_checks
 from npft.checkpoints import formats
 from npft.checkpoints.format import Format
 from npft.checkpoints.manifest import Manifest
@@ -79,7 +79,10 @@ def _fill(
             for key in list(tensors)
             if key.rpartition(".")[0] == name and key not in state
         }
-        weights[name] = form.unpack(Stored(name, shape, own), settings)
+        stored = Stored(name, shape, own)
+        weights[name] = form.unpack(stored, settings)
+        fault = weight_checks.fault(weights[name])
+        stored.require(fault is None, fault or "")
     for name in form.beside(model):
         tensors.pop(name, None)
     unknown = tensors.keys() - state.keys()

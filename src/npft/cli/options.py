@@ -116,7 +116,7 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
         values = config.layered(_demonstration(), values)
     for name in _TUNING:
         if name in flags:
-            values["tuning"] = {**values.get("tuning", {}), name: flags.pop(name)}
+            values["tuning"] = {**config.table(values, "tuning"), name: flags.pop(name)}
     for name in _PLUGINS:
         if name in flags:
             values[name] = {"name": flags.pop(name)}
@@ -124,7 +124,7 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
         flags["tasks"] = [name for name in flags["tasks"].split(",") if name]
     for name, key in _TASKS.items():
         if name in flags:
-            values["lm_eval"] = {**values.get("lm_eval", {}), key: flags.pop(name)}
+            values["lm_eval"] = {**config.table(values, "lm_eval"), key: flags.pop(name)}
     if "quant" in flags:
         values["quant"] = [{"name": name} for name in dict.fromkeys(flags.pop("quant"))]
     if "bits" in flags:
