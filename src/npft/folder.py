@@ -35,6 +35,10 @@ class RunFolder:
         """
         target = self.path / name
         draft = target.with_name(f".{target.name}.part")
+        if not target.parent.resolve().is_relative_to(self.path.resolve()):
+            raise NpftError(
+                f"{str(target)!r} is outside of its run folder: remove the link that leads there"
+            )
         _remove(draft)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +129,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

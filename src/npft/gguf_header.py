@@ -32,7 +32,8 @@ class Header:
     """What a loader goes by.
 
     Attributes:
-        numbers: the whole numbers among the metadata, by key.
+        numbers: the whole numbers that the metadata has for the file's own architecture, by the
+            last word of the key.
         blocks: of how many decoder blocks there are tensors.
         elements: of all tensors together.
     """
@@ -101,12 +102,18 @@ def _header(cursor: _Cursor) -> Header:
         cursor.order = ">"
     count = cursor.counted(24, "the number of tensors")
     pairs = cursor.counted(13, "the number of metadata")
-    numbers: dict[str, int] = {}
+    known: dict[str, int | str] = {}
     for _ in range(pairs):
         key = cursor.string("a key of the metadata")
         value = _value(cursor, cursor.number("I", "a type of the metadata"), key)
         if value is not None:
-            numbers[key] = value
+            known[key] = value
+    start = f"{known.get('general.architecture')}."
+    numbers = {
+        key.rpartition(".")[2]: value
+        for key, value in known.items()
+        if key.startswith(start) and isinstance(value, int)
+    }
     elements = 0
     blocks = set()
     for index in range(count):
@@ -119,11 +126,11 @@ def _header(cursor: _Cursor) -> Header:
     return Header(numbers, len(blocks), elements)
 
 
-def _value(cursor: _Cursor, kind: int, key: str) -> int | None:
+def _value(cursor: _Cursor, kind: int, key: str) -> int | str | None:
     what = f"the value of {key!r}"
     if kind == _STRING:
-        cursor.skip(cursor.number("Q", what), what)
-    elif kind == _ARRAY:
+        return cursor.string(what)
+    if kind == _ARRAY:
         _array(cursor, what)
     elif kind in _SCALARS:
         forms = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}

@@ -29,6 +29,7 @@ WORDS = (
     "<script>alert(1)</script>", "</svg>&\"'", "../../../etc/passwd", "/etc/passwd", "~", "NaN",
     "none", "float", "rtn", "kmeans", "npft", "gptq", "awq", "kl", "uniform", "codebook", "power",
     "gpt2", "bert", "t5", "mamba", "llama", "mixtral", "float16", "int8", "x\ny", "%s{0}{x}", "$a$",
+    "$\\x{$",
 )  # fmt: skip
 DEEP = "@deep@"
 """Stands for nesting that no serializer writes."""

@@ -13,7 +13,9 @@ def command(as_json: bool) -> None:
     """List the plugins: kind, name, package, version and options."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from npft.errors import printable
     from npft.plugins import discover
 
     entries = sorted(discover(), key=lambda entry: (entry.kind, entry.name))
@@ -35,6 +37,7 @@ def command(as_json: bool) -> None:
         table.add_column(column)
     for entry in entries:
         options = "\n".join(f"{name}: {text}" for name, text in entry.options().items())
-        table.add_row(entry.kind, entry.name, entry.package, entry.version, options or "-")
+        cells = (entry.kind, entry.name, entry.package, entry.version, options or "-")
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console = Console()
     Console(width=None if console.is_terminal else 120).print(table)

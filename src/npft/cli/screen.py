@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from npft.artifacts import Report
+from npft.errors import printable
 from npft.report import table
 
 T = TypeVar("T")
@@ -44,15 +45,15 @@ class Screen:
             start = time.perf_counter()
             yield from items
             seconds = time.perf_counter() - start
-            print(f"{label}: {total} in {seconds:.1f} s", file=sys.stderr, flush=True)
+            print(f"{printable(label)}: {total} in {seconds:.1f} s", file=sys.stderr, flush=True)
 
     def note(self, message: str) -> None:
         if not self._quiet:
-            print(f"npft: {message}", file=sys.stderr, flush=True)
+            print(f"npft: {printable(message)}", file=sys.stderr, flush=True)
 
     def _bar(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         columns = (
-            TextColumn("{task.description:<36}"),
+            TextColumn("{task.description:<36}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -60,7 +61,7 @@ class Screen:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as progress:
-            yield from progress.track(items, total=total, description=label)
+            yield from progress.track(items, total=total, description=printable(label))
 
 
 def show(report: Report, *, as_json: bool) -> None:

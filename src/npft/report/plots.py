@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from npft.artifacts import Channel, Sensitivity, StepLoss
+from npft.errors import abridged, printable
 from npft.report.cells import Point
 from npft.report.reading import Latency
 
@@ -56,11 +57,11 @@ def losses(by_model: Mapping[str, Sequence[StepLoss]]) -> str:
             if noisy and noisy != clean:
                 axes.plot(
                     list(noisy), list(noisy.values()), ".", color=color, alpha=0.5,
-                    label=f"{model}, noisy",
+                    label=_plain(f"{model}, noisy"),
                 )  # fmt: skip
             if clean:
                 label = model if clean == noisy else f"{model}, clean"
-                axes.plot(list(clean), list(clean.values()), color=color, label=label)
+                axes.plot(list(clean), list(clean.values()), color=color, label=_plain(label))
             every += [*noisy.values(), *clean.values()]
         _log_if_wide(axes, every)
         axes.set_xlabel("step")
@@ -86,11 +87,11 @@ def frontier(by_model: Mapping[str, Mapping[str, Sequence[Point]]]) -> str:
                     linewidth=1.2,
                 )
         for index, model in enumerate(by_model):
-            axes.plot([], [], color=COLORS.get(model, f"C{index}"), label=model)
+            axes.plot([], [], color=COLORS.get(model, f"C{index}"), label=_plain(model))
         for index, name in enumerate(names):
             axes.plot(
                 [], [], linestyle="none", marker=markers[index % len(markers)], color=INK,
-                label=name,
+                label=_plain(name),
             )  # fmt: skip
         axes.set_yscale("log")
         axes.set_xlabel("average bits per weight, tables included")
@@ -111,7 +112,7 @@ def sensitivity(channels: Sequence[Channel]) -> str:
             axes.plot([], [], "o", color=COLORS["tuned"], label="tuned")
             if min([*channel.before, *channel.after]) > 0:
                 axes.set_yscale("log")
-            axes.set_title(f"{channel.layer}, input {channel.input}", fontsize=9)
+            axes.set_title(_plain(f"{channel.layer}, input {channel.input}"), fontsize=9)
             axes.set_xlabel("output channel")
             axes.set_ylabel("sensitivity")
             axes.legend()
@@ -133,7 +134,7 @@ def places(found: Sensitivity) -> str:
                 shares, aspect="auto", cmap="viridis", extent=(0, 1, len(shares), 0), vmin=0,
                 interpolation="nearest",
             )  # fmt: skip
-            axes.set_title(kind, fontsize=8)
+            axes.set_title(_plain(kind), fontsize=8)
         for axes in panels[len(kinds) :]:
             axes.set_visible(False)
         figure.supxlabel("input channel, as a share of the layer's", fontsize=8)
@@ -150,7 +151,7 @@ def latency(rows: Sequence[Latency]) -> str:
             mine = sorted((r for r in rows if r.variant == variant), key=lambda row: row.tokens)
             at = [row.tokens for row in mine]
             color = f"C{index % 10}"
-            axes.plot(at, [r.milliseconds for r in mine], "o-", color=color, label=variant)
+            axes.plot(at, [r.milliseconds for r in mine], "o-", color=color, label=_plain(variant))
             axes.plot(at, [r.floor_ms for r in mine], ":", color=color)
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
@@ -173,6 +174,11 @@ def _panels(figure: Figure, rows: int) -> Iterable[Any]:
 def _log_if_wide(axes: Any, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib takes for no formula, and that XML can hold."""
+    return abridged(printable(name)).replace("$", r"\$")
 
 
 def _svg(figure: Figure, name: str) -> str:
