@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from checkpoint_folders import act_ordered, quantized, with_sparse
+from fuzzing.folders import of_folders
 from fuzzing.mutations import atom, damaged, damaged_bytes, damaged_tree
-from fuzzing.target import Prepared, Target, of_folders
+from fuzzing.target import Prepared, Target
 from fuzzing.weights import weights
 from rich.console import Console
 from tiny import save_tiny, tiny_model, tiny_tokenizer, tiny_tokens
@@ -277,12 +278,12 @@ TARGETS = {
         Target("options", options, 300),
         Target("jsonl", text("text.jsonl", b'{"text": "some words of it"}\n{"text": "b", "c": 1}')),
         Target("text", text("text.txt", "Some words, é🦙.\r\nAnd more.".encode())),
-        Target("model", model_folder, 100),
-        Target("gguf", gguf, 100),
-        Target("adapter", adapter, 150),
-        Target("scores", scores, 200),
-        Target("results", results, 200),
-        Target("report", report, 20),
+        Target("model", model_folder, 60),
+        Target("gguf", gguf, 60),
+        Target("adapter", adapter, 100),
+        Target("scores", scores, 150),
+        Target("results", results, 150),
+        Target("report", report, 8),
         Target("weights", weights, 300),
         Target(
             "npft",
@@ -291,11 +292,11 @@ TARGETS = {
                 lambda: act_ordered(quantized(RTN(bits=4, group_size=16), **ONE_BLOCK)),
                 lambda: quantized(Nonuniform(bits=4, group_size=16), **ONE_BLOCK),
             ),
-            150,
+            100,
         ),
-        Target("gptq", packed(_rtn("gptq"), _rtn("gptq", group_size=16)), 100),
-        Target("awq", packed(_rtn("awq", group_size=16)), 100),
-        Target("compressed-tensors", packed(_rtn("compressed-tensors", group_size=16)), 100),
+        Target("gptq", packed(_rtn("gptq"), _rtn("gptq", group_size=16)), 60),
+        Target("awq", packed(_rtn("awq", group_size=16)), 60),
+        Target("compressed-tensors", packed(_rtn("compressed-tensors", group_size=16)), 60),
     )
 }
 """Every kind of file."""
