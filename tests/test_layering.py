@@ -19,7 +19,7 @@ ROOT = Path(npft.__file__).parent
 BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "progress", "seeding", "announcing", "precision", "clock"},
+    {"errors", "progress", "seeding", "announcing", "precision", "clock", "gguf_header"},
     {"grid", "losses", "recipes"},
     {"artifacts"},
     {"contracts", "model_checks"},
@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"hf"},
     BUILT_INS,
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing"},
-    {"generation"},
+    {"generation", "score_files"},
     {"bench", "lens"},
     {"noise", "finite"},
     {"terms"},

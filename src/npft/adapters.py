@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from npft.artifacts import LanguageModel, LinearLayer, StepLoss
-from npft.errors import NpftError, in_one_line
+from npft.errors import NpftError, abridged, in_one_line
 from npft.seeding import isolated_rng
 
 if TYPE_CHECKING:
@@ -44,21 +46,64 @@ class Adapter:
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read a folder that :meth:`Adapter.save` or peft wrote.
+    """Read a folder that :meth:`Adapter.save` wrote, or peft for a plain LoRA.
+
+    Nothing of the configuration but the plain settings below reaches peft, which would import
+    modules and open hub repositories that others name.
 
     Raises:
-        NpftError: there is no readable adapter.
+        NpftError: there is no adapter, it is broken, or more than a plain LoRA.
     """
     from peft import LoraConfig
     from safetensors.torch import load_file
 
     try:
-        config = LoraConfig.from_pretrained(str(folder))
-        return Adapter(config, load_file(folder / "adapter_model.safetensors"))
+        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        settings = _Settings.model_validate(found)
+        weights = load_file(folder / "adapter_model.safetensors")
     except Exception as error:
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise NpftError(
-            f"there is no readable adapter in {str(folder)!r}: run npft tune first"
+            f"there is no readable adapter in {str(folder)!r} ({in_one_line(Exception(said))}): "
+            "run npft tune first"
         ) from error
+    config = LoraConfig(task_type="CAUSAL_LM", **settings.model_dump())
+    _check_plain(folder, found, config.to_dict())
+    for name, values in weights.items():
+        if "lora_A" in name and values.shape[:1] != (settings.r,):
+            raise NpftError(
+                f"the adapter in {str(folder)!r} has rank {settings.r}, but {name} is "
+                f"{list(values.shape)}: run npft tune again"
+            )
+    return Adapter(config, weights)
+
+
+class _Settings(BaseModel):
+    """What of ``adapter_config.json`` a plain LoRA has."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str]
+    fan_in_fan_out: bool = False
+    use_rslora: bool = False
+
+
+_IDLE = {"peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"}
+_IDLE |= {"inference_mode", "init_lora_weights"}
+"""Settings that say nothing about a merge."""
+
+
+def _check_plain(folder: Path, settings: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Refuse what would make something else of the weights than ``B A``."""
+    for name in sorted(settings.keys() - _Settings.model_fields.keys() - _IDLE):
+        if settings[name] and settings[name] != plain.get(name):
+            raise NpftError(
+                f"the adapter in {str(folder)!r} sets {abridged(repr(name))}, and npft merges "
+                "plain LoRA alone: merge it with the software that made it"
+            )
 
 
 @dataclass(frozen=True)
@@ -175,12 +220,13 @@ def merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
         with isolated_rng(0, "merge"):
             wrapped = _wrap(merged, adapter.config)
         result: Any = set_peft_model_state_dict(wrapped, adapter.weights)
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:
         raise NpftError(
             f"the adapter does not belong to this model: {in_one_line(error)}"
         ) from error
-    if result.unexpected_keys:
-        raise NpftError(f"the adapter does not belong to this model: {result.unexpected_keys[0]}")  # type: ignore[attr-defined]
+    strange = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
+    if strange:
+        raise NpftError(f"the adapter does not belong to this model: {strange[0]}")
     try:
         network = wrapped.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     except ValueError as error:

@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
 from npft import recipes
-from npft.errors import NpftError
+from npft.errors import NpftError, abridged
 from npft.evaluation.harness_tasks import TaskSettings
 from npft.outliers import Scope
 from npft.plugins import build
@@ -35,7 +35,7 @@ class Choice(BaseModel):
 class RunConfig(BaseModel):
     """One run. Field names are the words of the command line and of config.toml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str = Field(description="Hugging Face folder, hub id or .gguf file")
     output: str = Field(description="run folder")
@@ -141,30 +141,48 @@ def set_option(values: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     parts = path.strip().split(".")
     if not equals or len(parts) < 2 or not all(parts):
-        raise NpftError(f"option {assignment!r} is not of the form KIND.OPTION=VALUE")
+        raise NpftError(f"option {_shown(assignment)} is not of the form KIND.OPTION=VALUE")
     kind, value = parts[0], _value(text.strip())
     if kind == "quant":
         _set_quantizer(values, parts[1:], value, assignment)
     elif kind == "tuning" and len(parts) == 2:
-        values["tuning"] = {**values.get("tuning", {}), parts[1]: value}
+        values["tuning"] = {**table(values, "tuning"), parts[1]: value}
     elif kind in ("scorer", "sampler", "objective") and len(parts) == 2:
         default = RunConfig.model_fields[kind].default.model_dump()
-        values[kind] = {**layered({kind: default}, values)[kind], parts[1]: value}
+        values[kind] = {**table(layered({kind: default}, values), kind), parts[1]: value}
     else:
         raise NpftError(
-            f"option {assignment!r} has no such kind: use scorer, sampler, objective, tuning, "
-            "quant or quant.NAME"
+            f"option {_shown(assignment)} has no such kind: use scorer, sampler, objective, "
+            "tuning, quant or quant.NAME"
         )
+
+
+def table(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The table of that name, empty where there is none.
+
+    Raises:
+        NpftError: something else has its name.
+    """
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise NpftError(
+            f"{name} of the configuration is a {type(found).__name__}: make it a table of options"
+        )
+    return found
 
 
 def _set_quantizer(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
     default = [choice.model_dump() for choice in _default_quantizers()]
     chosen = layered({}, values).get("quant") or default
     wanted = path[0] if len(path) == 2 else None
+    if not isinstance(chosen, list) or not all(
+        isinstance(choice, dict) and isinstance(choice.get("name"), str) for choice in chosen
+    ):
+        raise NpftError("quant of the configuration is no list of tables with a name: make it one")
     names = [choice["name"] for choice in chosen]
     if len(path) > 2 or (wanted is not None and wanted not in names):
         raise NpftError(
-            f"option {assignment!r} names no chosen quantizer: chosen are {', '.join(names)}"
+            f"option {_shown(assignment)} names no chosen quantizer: chosen are {', '.join(names)}"
         )
     values["quant"] = [
         {**choice, path[-1]: value} if wanted in (None, choice["name"]) else choice
@@ -178,8 +196,12 @@ def _default_quantizers() -> list[Choice]:
     return chosen
 
 
+def _shown(assignment: str) -> str:
+    return repr(abridged(assignment))
+
+
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text

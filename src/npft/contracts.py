@@ -344,6 +344,7 @@ class Quantizer(Plugin, ABC):
                     raise type(error)(f"layer {name}: {error}") from error
                 if done is not None:
                     done.save(name, packed)
+            packed.check()
             weights[name] = packed
             layer.weight.copy_(packed.dequantize())
         return QuantizedModel(

@@ -43,6 +43,10 @@ class RunFolder:
         target = self.path / name
         draft = target.with_name(f".{target.name}.part")
         old = target.with_name(f".{target.name}.old.part")
+        if not target.parent.resolve().is_relative_to(self.path.resolve()):
+            raise NpftError(
+                f"{str(target)!r} is outside of its run folder: remove the link that leads there"
+            )
         try:
             _remove(draft)
             new = [place for place in target.parents if not place.exists()]

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 
+from npft import gguf_header
 from npft.artifacts import LanguageModel
-from npft.errors import NpftError, in_one_line
+from npft.errors import NpftError, abridged, in_one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_REPEATED = re.compile(r"^n(um)?_.*(layer|block|expert)")
+"""Settings that say how often something is built."""
+
+_SMALL = 1 << 24
+"""Elements that a network may have beside its weights, such as tables of positions."""
 
 
 def locate(source: str, allow_pickle: bool = False) -> tuple[str, str | None]:
@@ -53,6 +63,14 @@ def check_gguf(file: Path) -> None:
             f"model {str(file)!r} is not a GGUF file, since it does not start with 'GGUF': "
             "get it again, or check the path"
         )
+    try:
+        header = gguf_header.read(file)
+    except (gguf_header.Malformed, OSError) as error:
+        raise NpftError(
+            f"model {str(file)!r} is a truncated or damaged GGUF file ({in_one_line(error)}): get "
+            "it again"
+        ) from error
+    _check_gguf_size(str(file), header)
 
 
 def check_folder(folder: Path, allow_pickle: bool = False) -> None:
@@ -68,6 +86,8 @@ def check_folder(folder: Path, allow_pickle: bool = False) -> None:
             "its config.json is in"
         )
     check_config(str(folder), _read_config(folder))
+    for index in folder.glob("*.index.json"):
+        _check_shards(index)
     if any(folder.glob("*.safetensors")):
         return
     if not any(folder.glob("*.bin")):
@@ -86,6 +106,79 @@ def check_config(source: str, config: dict[str, Any]) -> None:
             f"model {source!r} is already quantized: npft works on the float model, so give the "
             "one that it was made from"
         )
+
+
+def check_size(source: str, folder: Path) -> None:
+    """Refuse a configuration of more weights than the files have, before memory is taken.
+
+    The network is built without memory, and only once its layers are known to be few enough.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        return
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tensors = sum(map(_tensors, files))
+    for name, value in _flat(config.to_dict()):
+        if _REPEATED.search(name) and value > tensors:
+            raise NpftError(
+                f"model {source!r} has {abridged(name)}={abridged(str(value))}, and its files hold "
+                f"{tensors} tensors: get both from one place"
+            )
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    needed = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+    _check_weights_needed(source, needed, sum(file.stat().st_size for file in files))
+
+
+def _check_gguf_size(source: str, header: gguf_header.Header) -> None:
+    """The same, by the metadata alone: reading a whole vocabulary takes transformers long."""
+    known = header.numbers
+    blocks = known.get("block_count")
+    if blocks != header.blocks:
+        raise NpftError(
+            f"model {source!r} has {header.blocks} decoder blocks, and block_count={blocks} in its "
+            "metadata: get it again"
+        )
+    heads = max(known.get("head_count", 0), known.get("head_count_kv", 0))
+    widths = [known.get(name, 0) for name in ("feed_forward_length", "vocab_size")]
+    widths += [heads * known.get(name, 1) for name in ("key_length", "value_length")]
+    _check_weights_needed(source, known.get("embedding_length", 0) * max(widths), header.elements)
+
+
+def _check_weights_needed(source: str, needed: int, most: int) -> None:
+    if needed > 2 * most + _SMALL:
+        raise NpftError(
+            f"model {source!r} has {abridged(str(needed))} weights by its configuration, more than "
+            "its files hold: get both from one place"
+        )
+
+
+def _tensors(file: Path) -> int:
+    with safe_open(file, framework="pt") as stored:
+        return len(stored.keys())
+
+
+def _flat(values: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        elif isinstance(value, int):
+            yield str(name), value
+
+
+def _check_shards(index: Path) -> None:
+    """Refuse an index whose files are anywhere but beside it."""
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise NpftError(f"model file {str(index)!r} has no weight_map: get the model again")
+    for name in shards.values():
+        if not isinstance(name, str) or Path(name).name != name or not name:
+            raise NpftError(
+                f"model file {str(index)!r} names the weights {abridged(repr(name))}, which is no "
+                "file beside it: get the model from where you trust it"
+            )
 
 
 def explain(source: str, error: Exception) -> str:
@@ -182,17 +275,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise NpftError(f"model folder {str(folder)!r} has no config.json: {_instead_of(folder)}")
+    return _read_json(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise NpftError(f"model file {str(file)!r} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise NpftError(
             f"model file {str(file)!r} is not JSON ({in_one_line(error)}): get the model again"
         ) from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise NpftError(f"model file {str(file)!r} is not a JSON object: get the model again")
-    return config
+    return found
 
 
 def _instead_of(folder: Path) -> str:

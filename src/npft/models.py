@@ -170,6 +170,8 @@ def _load_network(
     try:
         if "gguf_file" not in arguments:
             model_checks.check_config(source, PreTrainedConfig.get_config_dict(location)[0])
+            if Path(location).is_dir() and not arguments["trust_remote_code"]:
+                model_checks.check_size(source, Path(location))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=dtype,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from npft.artifacts import weight_checks
+from npft.artifacts.weight_checks import FLOAT
 from npft.artifacts.weights import PackedWeight, SparsePart
 from npft.grid import Grid, decode
 
@@ -34,6 +37,13 @@ class PowerWeight(PackedWeight):
     bits: int
     group_size: int = 0
     sparse: SparsePart | None = None
+
+    def check_tables(self) -> None:
+        groups = weight_checks.groups_of(self.layout, self.group_size, self.shape[1])
+        shape = (self.shape[0], groups)
+        weight_checks.check_table(self.layout, "scale", self.scale, shape, FLOAT)
+        weight_checks.check_table(self.layout, "power", self.power, shape, FLOAT)
+        weight_checks.check_table(self.layout, "zero", self.zero, shape, torch.uint8)
 
     def dequantize_dense(self) -> Tensor:
         grid = Grid(self.bits, self.group_size)

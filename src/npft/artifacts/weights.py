@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from npft import grid as grids
+from npft.artifacts import weight_checks
+from npft.artifacts.weight_checks import FLOAT, INTEGERS
 from npft.grid import Grid
 
 
@@ -66,7 +68,11 @@ class SparsePart:
 
 
 class PackedWeight(ABC):
-    """A quantized matrix: what is stored of it, and what it stands for."""
+    """A quantized matrix: what is stored of it, and what it stands for.
+
+    Raises:
+        NpftError: its parts have shapes or types that do not fit together.
+    """
 
     layout: ClassVar[str]
     """The word that a checkpoint uses for this layout."""
@@ -75,9 +81,31 @@ class PackedWeight(ABC):
     bits: int
     sparse: SparsePart | None
 
+    def __post_init__(self) -> None:
+        weight_checks.check_codes(self.layout, self.codes, self.bits)
+        self.check_tables()
+        weight_checks.check_sparse(self.layout, self.sparse, self.shape[0])
+
     @property
     def shape(self) -> tuple[int, int]:
         return (self.codes.shape[0], self.codes.shape[1])
+
+    @abstractmethod
+    def check_tables(self) -> None:
+        """Refuse tables of shapes and types that do not go with the codes.
+
+        Raises:
+            NpftError: there are such.
+        """
+
+    def check(self) -> None:
+        """Refuse contents that mean nothing, which reading them would find too late.
+
+        Raises:
+            NpftError: codes, zero points or indices out of range, or tables that are not finite.
+        """
+        fault = weight_checks.fault(self)
+        weight_checks.require(fault is None, self.layout, fault or "")
 
     def dequantize(self) -> Tensor:
         """The float32 matrix ``(out, in)`` that is stored: the dense part plus the sparse one."""
@@ -131,6 +159,18 @@ class UniformWeight(PackedWeight):
     g_idx: Tensor | None = None
     sparse: SparsePart | None = None
 
+    def check_tables(self) -> None:
+        groups: int | None = None
+        if self.g_idx is not None:
+            inputs = (self.shape[1],)
+            weight_checks.check_table(self.layout, "g_idx", self.g_idx, inputs, *INTEGERS)
+        else:
+            groups = weight_checks.groups_of(self.layout, self.group_size, self.shape[1])
+        of_groups = (self.shape[0], groups)
+        weight_checks.check_table(self.layout, "scale", self.scale, of_groups, FLOAT)
+        same = (self.shape[0], self.scale.shape[1])
+        weight_checks.check_table(self.layout, "zero", self.zero, same, torch.uint8)
+
     def dequantize_dense(self) -> Tensor:
         scale, zero = self.scale.float(), self.zero.float()
         if self.g_idx is not None:
@@ -164,6 +204,10 @@ class CodebookWeight(PackedWeight):
     codebook: Tensor
     bits: int
     sparse: SparsePart | None = None
+
+    def check_tables(self) -> None:
+        values = (self.shape[0], 2**self.bits)
+        weight_checks.check_table(self.layout, "codebook", self.codebook, values, FLOAT)
 
     def dequantize_dense(self) -> Tensor:
         return torch.gather(self.codebook.float(), 1, self.codes.long())

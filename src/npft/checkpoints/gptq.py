@@ -87,10 +87,14 @@ class GptqFormat(Format):
         zero = words.unpack(qzeros, bits) if version == "gptq_v2" else _plus_one(qzeros, bits)
         scales = stored.take("scales", (groups, out_features), torch.float16)
         g_idx = stored.take("g_idx", (in_features,), torch.int32, torch.int64).int()
-        stored.check_groups(g_idx, groups)
         scale, zero = scales.T.contiguous(), zero.T.contiguous()
-        weight = UniformWeight(codes, scale, zero, bits, group_size)
-        return weight if torch.equal(g_idx, in_order(weight)) else replace(weight, g_idx=g_idx)
+        weight = UniformWeight(codes, scale, zero, bits, group_size, g_idx)
+        whole = in_features % (group_size or in_features) == 0
+        return (
+            replace(weight, g_idx=None)
+            if whole and torch.equal(g_idx, in_order(weight))
+            else weight
+        )
 
 
 def _less_one(zero: Tensor, bits: int) -> Tensor:

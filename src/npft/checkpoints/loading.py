@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from npft import models
-from npft.artifacts import LanguageModel, PackedWeight, QuantizedModel
+from npft.artifacts import LanguageModel, PackedWeight, QuantizedModel, weight_checks
 from npft.checkpoints import formats
 from npft.checkpoints.format import Format
 from npft.checkpoints.manifest import Manifest
@@ -40,14 +40,19 @@ def load(folder: Path, *, device: str = "auto", dtype: str = "float32") -> Quant
 def _load(folder: Path, dtype: str) -> QuantizedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(folder)
+    if not (folder / "config.json").is_file():  # transformers would ask the hub for one
+        raise NpftError("it has no config.json")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     settings = getattr(config, "quantization_config", None)
     if not isinstance(settings, dict):
         raise NpftError("its config.json has no quantization_config")
     del config.quantization_config
     form = formats.by_method(settings.get("quant_method"))
-    network = AutoModelForCausalLM.from_config(config, dtype=models.DTYPES[dtype])
-    model = models.wrap(network, AutoTokenizer.from_pretrained(folder), str(folder))
+    network = AutoModelForCausalLM.from_config(
+        config, dtype=models.DTYPES[dtype], trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = models.wrap(network, tokenizer, str(folder))
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights = _fill(model, form, settings, tensors)
@@ -79,7 +84,10 @@ def _fill(
             for key in list(tensors)
             if key.rpartition(".")[0] == name and key not in state
         }
-        weights[name] = form.unpack(Stored(name, shape, own), settings)
+        stored = Stored(name, shape, own)
+        weights[name] = form.unpack(stored, settings)
+        fault = weight_checks.fault(weights[name])
+        stored.require(fault is None, fault or "")
     for name in form.beside(model):
         tensors.pop(name, None)
     unknown = tensors.keys() - state.keys()

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from npft.artifacts import QuantizedModel
 
 MANIFEST = "quantization.json"
+
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=80)]
+Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,%=+-]*$", max_length=80)]
+"""Parts of the names of files, which therefore hold nothing that leads elsewhere."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a table says of a checkpoint, beside its numbers."""
 
-    quantizer: str
-    bits: int
-    group_size: int = 0
-    format: str = "npft"
-    variant: str = ""
+    quantizer: Word
+    bits: Annotated[int, Field(ge=2, le=8)]
+    group_size: Annotated[int, Field(ge=0)] = 0
+    format: Word = "npft"
+    variant: Variant = ""
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -32,13 +38,15 @@ class Manifest:
     def read(cls, folder: Path, settings: dict[str, Any]) -> Manifest:
         """The manifest of a folder; of one that npft did not write, what ``settings`` tell."""
         file = folder / MANIFEST
-        if not file.is_file():
-            method, group = str(settings["quant_method"]), int(settings.get("group_size", 0))
-            return cls(method, int(settings["bits"]), max(group, 0), method)
-        known = json.loads(file.read_text(encoding="utf-8"))
-        return cls(**{**known, "notes": tuple(known["notes"])})
+        if file.is_file():
+            return _READER.validate_json(file.read_bytes())
+        method, group = str(settings["quant_method"]), int(settings.get("group_size", 0))
+        return cls(method, int(settings["bits"]), max(group, 0), method)
 
     def write(self, folder: Path) -> None:
         """Write it into a folder."""
         text = json.dumps(asdict(self), indent=2) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+_READER = TypeAdapter(Manifest)

@@ -35,6 +35,7 @@ from npft.artifacts import (
     QuantizedModel,
     SparsePart,
     UniformWeight,
+    weight_checks,
 )
 from npft.checkpoints.format import Format
 from npft.checkpoints.stored import Stored
@@ -129,25 +130,14 @@ def assemble(
     bits, group_size = int(entry["bits"]), int(entry["group_size"])
     codes = unpack_bits(tensors["codes"], bits, stored.shape[1])
     sparse = SparsePart(*(tensors[n] for n in _SPARSE)) if _SPARSE[0] in tensors else None
-    if sparse is not None:
-        _check_sparse(sparse, stored)
     if "codebook" in tensors:
-        return CodebookWeight(codes, tensors["codebook"], bits, sparse)
-    scale, zero, g_idx = tensors["scale"], tensors["zero"], tensors.get("g_idx")
-    stored.require(int(zero.max()) < 2**bits, f"has zero points that {bits} bits do not hold")
-    if "power" in tensors:
-        return PowerWeight(codes, scale, zero, tensors["power"], bits, group_size, sparse)
-    if g_idx is not None:
-        stored.check_groups(g_idx, scale.shape[1])
-    return UniformWeight(codes, scale, zero, bits, group_size, g_idx, sparse)
-
-
-def _check_sparse(sparse: SparsePart, stored: Stored) -> None:
-    offsets, in_features = sparse.row_offsets, stored.shape[1]
-    ascending = bool((offsets.diff() >= 0).all())
-    whole = int(offsets[0]) == 0 and int(offsets[-1]) == sparse.columns.numel()
-    stored.require(ascending and whole, "has a sparse part whose rows do not add up")
-    inside = bool(((sparse.columns >= 0) & (sparse.columns < in_features)).all())
-    stored.require(inside, f"has a sparse part with columns outside 0..{in_features - 1}")
-    rising = bool((sparse.positions(in_features).diff() > 0).all())
-    stored.require(rising, "has a sparse part whose columns do not ascend in each row")
+        weight: PackedWeight = CodebookWeight(codes, tensors["codebook"], bits, sparse)
+    else:
+        scale, zero, g_idx = tensors["scale"], tensors["zero"], tensors.get("g_idx")
+        if "power" in tensors:
+            weight = PowerWeight(codes, scale, zero, tensors["power"], bits, group_size, sparse)
+        else:
+            weight = UniformWeight(codes, scale, zero, bits, group_size, g_idx, sparse)
+    fault = weight_checks.fault(weight)
+    stored.require(fault is None, fault or "")
+    return weight

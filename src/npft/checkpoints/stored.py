@@ -41,15 +41,6 @@ class Stored:
             )
         return found
 
-    def check_groups(self, g_idx: Tensor, groups: int) -> None:
-        """Refuse inputs in groups that there are not.
-
-        Raises:
-            NpftError: an entry of ``g_idx`` is outside ``0 .. groups - 1``.
-        """
-        inside = bool(((g_idx >= 0) & (g_idx < groups)).all())
-        self.require(inside, f"has inputs in groups outside 0..{groups - 1}")
-
     def require(self, fine: bool, what: str) -> None:
         """Refuse contents of the right shape that mean nothing.
 

@@ -40,8 +40,10 @@ def command(
 
     from npft import generation
     from npft.cli.screen import quiet_libraries
+    from npft.errors import printable
 
     quiet_libraries()
     path = generation.checkpoint_of(Path(run), quant, of)
     model = generation.load(path, device=device, dtype=dtype)
-    click.echo(generation.generate(model, prompt, tokens, temperature=temperature, seed=seed))
+    text = generation.generate(model, prompt, tokens, temperature=temperature, seed=seed)
+    click.echo(printable(text))

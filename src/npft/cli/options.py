@@ -111,6 +111,7 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
     flags = {name: value for name, value in flags.items() if value not in (None, ())}
     file, options = flags.pop("config", None), flags.pop("options", ())
     values = dict(base) if base is not None else config.read(Path(file)) if file else {}
+    _check_permissions(values, flags)
     if file and base is None and "output" not in flags:
         values.pop("output", None)
     if "recipe" in flags:
@@ -119,7 +120,7 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
         values = config.layered(_demonstration(), values)
     for name in _TUNING:
         if name in flags:
-            values["tuning"] = {**values.get("tuning", {}), name: flags.pop(name)}
+            values["tuning"] = {**config.table(values, "tuning"), name: flags.pop(name)}
     for name in _PLUGINS:
         if name in flags:
             values[name] = {"name": flags.pop(name)}
@@ -127,7 +128,7 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
         flags["tasks"] = [name for name in flags["tasks"].split(",") if name]
     for name, key in _TASKS.items():
         if name in flags:
-            values["lm_eval"] = {**values.get("lm_eval", {}), key: flags.pop(name)}
+            values["lm_eval"] = {**config.table(values, "lm_eval"), key: flags.pop(name)}
     if "quant" in flags:
         values["quant"] = [{"name": name} for name in dict.fromkeys(flags.pop("quant"))]
     if "bits" in flags:
@@ -150,6 +151,27 @@ def configure_folder(run: str, flags: dict[str, Any]) -> RunConfig:
     if not file.is_file():
         raise NpftError(f"{run!r} is no run folder: it has no {CONFIG}; start with npft score")
     return configure({**flags, "output": run}, config.read(file))
+
+
+def _check_permissions(values: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Whoever wrote a configuration may not be who runs it: code runs by a flag alone."""
+    from npft import config
+
+    tasks = config.table(values, "lm_eval")
+    named = tasks.get("tasks")
+    files = isinstance(named, list) and any(str(name).endswith(".yaml") for name in named)
+    asked = {
+        "trust_remote_code": bool(values.get("trust_remote_code")),
+        "allow_pickle": bool(values.get("allow_pickle")),
+        "include_path": bool(tasks.get("include_path")),
+        "tasks": files,
+    }
+    for name, wanted in asked.items():
+        if wanted and name not in flags:
+            raise NpftError(
+                f"the configuration sets {name}, by which files can run code: pass "
+                f"--{name.replace('_', '-')} as well if you trust them"
+            )
 
 
 def _recipe(name: str, values: dict[str, Any]) -> str:

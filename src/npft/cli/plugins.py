@@ -46,13 +46,17 @@ def command(context: click.Context, as_json: bool) -> None:
 def _show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from npft.errors import printable
 
     table = Table()
     for column in ("kind", "name", "package", "version", "API", "options"):
         table.add_column(column)
     for row in rows:
         options = "\n".join(f"{name}: {text}" for name, text in row["options"].items())
-        table.add_row(*list(row.values())[:-1], options or "-")
+        cells = [*list(row.values())[:-1], options or "-"]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console = Console()
     Console(width=None if console.is_terminal else 120).print(table)
 

@@ -19,6 +19,7 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
 
     The page needs no network and no other file.
     """
+    import os
     from pathlib import Path
 
     from npft.report import comparison, page
@@ -28,8 +29,11 @@ def command(runs: tuple[str, ...], output: str | None) -> None:
     alone = len(found) == 1
     file = Path(output or (Path(runs[0]) / "report.html" if alone else "comparison.html"))
     text = page.render(found[0]) if alone else comparison.render(found)
+    draft = file.with_name(f".{file.name}.part")
     try:
-        file.write_text(text, encoding="utf-8")
+        draft.unlink(missing_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, file)  # a link that somebody put there is replaced, not followed
     except OSError as error:
         raise NpftError(f"{str(file)!r} cannot be written: {error.strerror}") from error
     click.echo(str(file))

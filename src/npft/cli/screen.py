@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from npft.artifacts import Report
+from npft.errors import printable
 from npft.report import table
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Screen:
 
     def note(self, message: str) -> None:
         if not self._quiet:
-            print(f"npft: {message}", file=sys.stderr, flush=True)
+            print(f"npft: {printable(message)}", file=sys.stderr, flush=True)
 
     def _lines(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         start = last = time.perf_counter()
@@ -60,15 +61,19 @@ class Screen:
             if done and now - last >= self._every:
                 left = (now - start) / done * (total - done)
                 words = f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
-                print(f"{label}: {done} of {total}, {words} left", file=sys.stderr, flush=True)
+                print(
+                    f"{printable(label)}: {done} of {total}, {words} left",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 last = now
             yield item
         seconds = time.perf_counter() - start
-        print(f"{label}: {total} in {seconds:.1f} s", file=sys.stderr, flush=True)
+        print(f"{printable(label)}: {total} in {seconds:.1f} s", file=sys.stderr, flush=True)
 
     def _bar(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         columns = (
-            TextColumn("{task.description:<36}"),
+            TextColumn("{task.description:<36}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -76,7 +81,7 @@ class Screen:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as progress:
-            yield from progress.track(items, total=total, description=label)
+            yield from progress.track(items, total=total, description=printable(label))
 
 
 def show(report: Report, *, as_json: bool) -> None:

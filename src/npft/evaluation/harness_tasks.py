@@ -14,7 +14,7 @@ from npft.errors import NpftError, in_one_line
 class TaskSettings(BaseModel):
     """Which tasks, and how; the words are those of ``lm_eval``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tasks: list[str] = Field(default_factory=list, description="names, globs or .yaml files")
     include_path: str | None = Field(None, description="folder of further task files")

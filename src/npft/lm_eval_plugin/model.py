@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from npft.evaluation.harness_model import HarnessModel
 from npft.folder import CONFIG
 
 MODELS = ("original", "control", "tuned")
+UNTRUSTED = MappingProxyType({"trust_remote_code": False, "allow_pickle": False})
 
 
 @register_model("npft")
@@ -29,6 +32,8 @@ class RunModel(HarnessModel):
         device: ``cpu``, ``cuda`` or ``cuda:N``; the harness's command says ``cuda:0`` where the
             user says nothing, so that CUDA stands for the CPU where there is none, as in ``hf``.
         dtype: ``float32``, ``bfloat16`` or ``float16``; the run's own by default.
+        trust_remote_code: let the model's own code run.
+        allow_pickle: open pickle weights, which can run code.
         options: further ones of the harness's ``hf`` model, such as ``batch_size``.
 
     Raises:
@@ -42,24 +47,36 @@ class RunModel(HarnessModel):
         model: str = "tuned",
         device: str = "auto",
         dtype: str | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
         **options: Any,
     ) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"
-        super().__init__(open_model(Path(path), quant, model, device, dtype), **options)
+        trusted = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+        super().__init__(open_model(Path(path), quant, model, device, dtype, trusted), **options)
 
 
 def open_model(
-    path: Path, quant: str | None, which: str, device: str, dtype: str | None
+    path: Path,
+    quant: str | None,
+    which: str,
+    device: str,
+    dtype: str | None,
+    trusted: Mapping[str, bool] = UNTRUSTED,
 ) -> LanguageModel:
-    """A model by its place in a run folder; see :class:`RunModel`."""
+    """A model by its place in a run folder; see :class:`RunModel`.
+
+    What the run's own configuration says of ``trusted`` does not count: whoever wrote it may not
+    be who runs it.
+    """
     if (path / checkpoints.MANIFEST).is_file():
         return checkpoints.load(path, device=device, dtype=dtype or "float32").model
     if which not in MODELS:
         raise NpftError(f"model={which!r} is unknown: use {', '.join(MODELS)}")
     if not (path / CONFIG).is_file():
         raise NpftError(f"path={str(path)!r} is no run folder: it has no {CONFIG}")
-    settings = config.make({**config.read(path / CONFIG), "device": device})
+    settings = config.make({**config.read(path / CONFIG), "device": device, **trusted})
     if dtype is not None:
         settings = settings.model_copy(update={"dtype": dtype})
     if quant is not None:

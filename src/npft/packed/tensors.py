@@ -84,8 +84,10 @@ def from_weight(weight: PackedWeight) -> PackedTensors:
     """Lay out a quantized matrix for the kernels.
 
     Raises:
-        NpftError: there is no packed layout for its kind or bits.
+        NpftError: there is no packed layout for its kind or bits, or its contents are out of
+            range, which no kernel looks at.
     """
+    weight.check()
     if isinstance(weight, CodebookWeight):
         packed = _codebook(weight)
     elif isinstance(weight, UniformWeight):

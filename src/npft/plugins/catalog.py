@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npft.contracts import Plugin
-from npft.errors import NpftError
+from npft.errors import NpftError, abridged
 from npft.plugins import api
 from npft.plugins.options import build, describe
 
@@ -66,7 +66,9 @@ class Catalog:
         known = self.names(kind)
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise NpftError(f"there is no {kind} {name!r}: {hint}installed are {', '.join(known)}")
+        raise NpftError(
+            f"there is no {kind} {abridged(repr(name))}: {hint}installed are {', '.join(known)}"
+        )
 
     def build(self, kind: str, name: str, options: dict[str, Any] | None = None) -> Any:
         """Make the configured plugin.

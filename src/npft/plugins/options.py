@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from npft.errors import NpftError
+from npft.errors import NpftError, abridged
 
 
 def build(cls: type[Any], what: str, options: dict[str, Any]) -> Any:
@@ -17,8 +17,9 @@ def build(cls: type[Any], what: str, options: dict[str, Any]) -> Any:
     try:
         return cls(**options)
     except ValidationError as error:
-        problems = "; ".join(_problem(cls, what, detail) for detail in error.errors())
-        raise NpftError(problems) from error
+        problems = [_problem(cls, what, detail) for detail in error.errors()]
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise NpftError("; ".join(problems[:3]) + more) from error
 
 
 def describe(field: FieldInfo) -> str:
@@ -44,7 +45,7 @@ def describe(field: FieldInfo) -> str:
 
 
 def _problem(cls: type[BaseModel], what: str, detail: ErrorDetails) -> str:
-    option = ".".join(str(part) for part in detail["loc"])
+    option = abridged(".".join(str(part) for part in detail["loc"]))
     its_options = f"its options are {', '.join(cls.model_fields) or 'none'}"
     if detail["type"] == "extra_forbidden":
         close = difflib.get_close_matches(option, list(cls.model_fields), n=1)
@@ -56,4 +57,6 @@ def _problem(cls: type[BaseModel], what: str, detail: ErrorDetails) -> str:
     message = message[:1].lower() + message[1:]
     if not option:
         return f"{what} cannot be configured so, {message}: {its_options}"
-    return f"{what} cannot have {option}={detail['input']!r}, {message}: {its_options}"
+    return (
+        f"{what} cannot have {option}={abridged(repr(detail['input']))}, {message}: {its_options}"
+    )

@@ -7,7 +7,7 @@ import tomllib
 from importlib import resources
 from typing import Any
 
-from npft.errors import NpftError
+from npft.errors import NpftError, abridged
 
 DEFAULT = "default"
 """The recipe of no file: the defaults of the configuration itself."""
@@ -29,7 +29,9 @@ def read(name: str) -> dict[str, Any]:
     if name not in known:
         close = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise NpftError(f"there is no recipe {name!r}: {hint}there are {', '.join(known)}")
+        raise NpftError(
+            f"there is no recipe {abridged(repr(name))}: {hint}there are {', '.join(known)}"
+        )
     if name == DEFAULT:
         return {}
     file = resources.files(__name__) / f"{name}.toml"

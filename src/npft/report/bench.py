@@ -12,6 +12,7 @@ from rich.text import Text
 from npft.bench.measure import Line
 from npft.bench.paper import NOTE, TABLE_3
 from npft.bench.result import Result
+from npft.errors import printable
 from npft.report.figures import save
 
 
@@ -19,7 +20,7 @@ def render(result: Result) -> RenderableType:
     """Everything that was found, for people."""
     gpu = result.environment.get("gpu", "GPU")
     head = f"{result.source}; {gpu}, read bandwidth {result.bandwidth / 1e12:.2f} TB/s, batch 1"
-    parts: list[RenderableType] = [Text(head)]
+    parts: list[RenderableType] = [Text(printable(head))]
     linear = [line for line in result.lines if line.what == "linear"]
     decode = [line for line in result.lines if line.what == "decode"]
     if linear:
@@ -76,7 +77,7 @@ def _floors(title: str, lines: list[Line]) -> Table:
         table.add_column(column, justify="right")
     for line in lines:
         table.add_row(
-            line.variant,
+            Text(printable(line.variant)),
             f"{line.milliseconds:.3f}",
             f"{line.least:.3f}-{line.most:.3f}",
             f"{line.bytes / 1e9:.2f}",
@@ -96,7 +97,7 @@ def _lengths(lines: list[Line]) -> Table:
     for variant in dict.fromkeys(line.variant for line in lines):
         mine = {line.tokens: line for line in lines if line.variant == variant}
         cells = [f"{mine[n].seconds:.3f} ({mine[n].milliseconds:.2f})" for n in lengths]
-        table.add_row(variant, *cells)
+        table.add_row(Text(printable(variant)), *cells)
     return table
 
 

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from npft.errors import printable
 from npft.lens.findings import curve, interpolated
 from npft.lens.measuring import CLIPPED, Row
 from npft.report.figures import save
@@ -41,18 +42,18 @@ def render(rows: Sequence[Row], reading: str) -> RenderableType:
     parts: list[RenderableType] = []
     for target, dataset in dict.fromkeys((row.target, row.dataset) for row in rows):
         chosen = [row for row in rows if (row.target, row.dataset) == (target, dataset)]
-        parts.append(_table(f"{target}, {dataset}", chosen))
+        parts.append(_table(printable(f"{target}, {dataset}"), chosen))
     return Group(*parts, Text(reading))
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     table.add_column("perturbation", no_wrap=True)
     for column in ("intensity", "norm", "corr. with |x|", "KL, nats", "perplexity"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
-            row.kind,
+            Text(row.kind),
             "own" if row.intensity is None else f"{row.intensity:g}",
             f"{row.norm:.4f}",
             f"{row.correlation:+.2f}",

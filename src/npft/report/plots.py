@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from npft.artifacts import Channel, Sensitivity, StepLoss
+from npft.errors import abridged, printable
 from npft.report.cells import Point
 from npft.report.reading import Latency
 
@@ -63,11 +64,11 @@ def losses(by_model: Mapping[str, Sequence[StepLoss]]) -> str:
             if noisy and noisy != clean:
                 axes.plot(
                     list(noisy), list(noisy.values()), ".", color=color, alpha=0.5,
-                    label=f"{model}, noisy",
+                    label=_plain(f"{model}, noisy"),
                 )  # fmt: skip
             if clean:
                 label = model if clean == noisy else f"{model}, clean"
-                axes.plot(list(clean), list(clean.values()), color=color, label=label)
+                axes.plot(list(clean), list(clean.values()), color=color, label=_plain(label))
             every += [*noisy.values(), *clean.values()]
         _log_if_wide(axes, every)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -94,11 +95,11 @@ def frontier(by_model: Mapping[str, Mapping[str, Sequence[Point]]]) -> str:
                     linewidth=1.2,
                 )
         for index, model in enumerate(by_model):
-            axes.plot([], [], color=COLORS.get(model, f"C{index}"), label=model)
+            axes.plot([], [], color=COLORS.get(model, f"C{index}"), label=_plain(model))
         for index, name in enumerate(names):
             axes.plot(
                 [], [], linestyle="none", marker=markers[index % len(markers)], color=INK,
-                label=name,
+                label=_plain(name),
             )  # fmt: skip
         _log(axes)
         axes.set_xlabel("average bits per weight, tables included")
@@ -120,7 +121,7 @@ def sensitivity(channels: Sequence[Channel]) -> str:
             if min([*channel.before, *channel.after]) > 0:
                 _log(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            axes.set_title(f"{channel.layer}, input {channel.input}", fontsize=9)
+            axes.set_title(_plain(f"{channel.layer}, input {channel.input}"), fontsize=9)
             axes.set_xlabel("output channel")
             axes.set_ylabel("sensitivity")
             axes.legend()
@@ -143,7 +144,7 @@ def places(found: Sensitivity) -> str:
                 blocks, aspect="auto", cmap=HEAT, extent=(0, 1, len(blocks), 0), vmin=0, vmax=most,
                 interpolation="nearest",
             )  # fmt: skip
-            axes.set_title(kind, fontsize=8)
+            axes.set_title(_plain(kind), fontsize=8)
             axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         for axes in panels[max(0, len(kinds) - 2) : len(kinds)]:
             axes.tick_params(labelbottom=True)
@@ -166,7 +167,7 @@ def latency(rows: Sequence[Latency]) -> str:
             mine = sorted((r for r in rows if r.variant == variant), key=lambda row: row.tokens)
             at = [row.tokens for row in mine]
             color = f"C{index % 10}"
-            axes.plot(at, [r.milliseconds for r in mine], "o-", color=color, label=variant)
+            axes.plot(at, [r.milliseconds for r in mine], "o-", color=color, label=_plain(variant))
             axes.plot(at, [r.floor_ms for r in mine], ":", color=color)
         axes.set_xscale("log", base=2)
         lengths = sorted({row.tokens for row in rows})
@@ -201,6 +202,11 @@ def _log(axes: Any) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib takes for no formula, and that XML can hold."""
+    return abridged(printable(name)).replace("$", r"\$")
 
 
 def _svg(figure: Figure, name: str) -> str:

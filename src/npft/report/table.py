@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import geometric_mean
 
 from rich.console import Group, RenderableType
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from npft.artifacts import Report, Row
+from npft.errors import printable
 from npft.report import tasks
 from npft.report.cells import MODELS, by_cell, change
 from npft.report.tasks import setting
@@ -16,6 +18,7 @@ from npft.report.tasks import setting
 
 def render(report: Report) -> RenderableType:
     """One table per text, what is not available and what went otherwise, and the verdict."""
+    report = without_controls(report)
     texts = list(dict.fromkeys(row.dataset for row in report.rows if row.metric == "perplexity"))
     parts: list[RenderableType] = [_table(report, text) for text in texts]
     answered = [row for row in report.rows if row.questions]
@@ -23,6 +26,24 @@ def render(report: Report) -> RenderableType:
         parts.append(tasks.table(answered, MODELS))
     parts += [Text(line) for line in remarks(report)]
     return Group(*parts, Text(verdict(report.rows)))
+
+
+def without_controls(report: Report) -> Report:
+    """The same with every name as :func:`npft.errors.printable` shows it."""
+    rows = [
+        replace(
+            row,
+            model=printable(row.model),
+            quantizer=printable(row.quantizer),
+            dataset=printable(row.dataset),
+            metric=printable(row.metric),
+            variant=printable(row.variant),
+        )
+        for row in report.rows
+    ]
+    unavailable = {printable(name): printable(why) for name, why in report.unavailable.items()}
+    notes = [printable(note) for note in report.notes]
+    return replace(report, rows=rows, unavailable=unavailable, notes=notes)
 
 
 def remarks(report: Report) -> list[str]:
@@ -65,8 +86,11 @@ def _table(report: Report, text: str) -> Table:
     present = [model for model in MODELS if any(row.model == model for row in here)]
     kl, perplexity = by_cell(here, "kl"), by_cell(here, "perplexity")
     table = Table(
-        title=f"{text}: perplexity and KL to the original (nats/token), {tokens:,} tokens, "
-        f"context {context}",
+        title=Text(
+            f"{text}: perplexity and KL to the original (nats/token), {tokens:,} tokens, "
+            f"context {context}",
+            style="table.title",
+        ),
         title_justify="left",
     )
     table.add_column("quantizer")
@@ -77,14 +101,14 @@ def _table(report: Report, text: str) -> Table:
     table.add_column("KL, tuned\nvs original", justify="right")
     for key, values in kl.items():
         bits = {r.avg_bits for r in here if setting(r) == key[1]}
-        line = [key[1], f"{max(bits):.2f}"]
+        line = [Text(key[1]), Text(f"{max(bits):.2f}")]
         for model in present:
             best = values.get(model) == min(values.values()) and key[1] != "float"
-            style = "[bold]{}[/bold]" if best else "{}"
-            line += [_number(perplexity[key].get(model)), style.format(_kl(values.get(model)))]
+            own = perplexity.get(key, {}).get(model)
+            line += [Text(_number(own)), Text(_kl(values.get(model)), "bold" if best else "")]
         table.add_row(*line, change(values))
     for name in report.unavailable:
-        table.add_row(name, "", "n/a")
+        table.add_row(Text(name), "", "n/a")
     return table
 
 

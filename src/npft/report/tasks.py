@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from npft.artifacts import Row, label
 
@@ -29,7 +30,7 @@ def table(rows: Sequence[Row], models: Sequence[str]) -> Table:
         for which in dict.fromkeys(setting(row) for row in here):
             line = {row.model: row for row in here if setting(row) == which}
             values = [_value(line.get(model)) for model in present]
-            drawn.add_row(name, metric, which, *values, _change(line))
+            drawn.add_row(Text(name), Text(metric), Text(which), *values, _change(line))
             name = metric = ""
         drawn.add_section()
     return drawn

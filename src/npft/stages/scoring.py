@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from npft import outliers
+from npft import outliers, score_files
 from npft.artifacts import LanguageModel, Outliers
 from npft.errors import NpftError
 from npft.evaluation.most_sensitive import MostSensitive
@@ -107,20 +106,12 @@ def selected(
 
 
 def _load(work: Workspace) -> Scored:
-    chosen = {}
-    device = str(work.model.device)
-    with safe_open(work.folder / OUTLIERS, framework="pt", device=device) as stored:
-        about = stored.metadata()
-        everything = json.loads(about["everything"])
-        scope: Scope = "model" if about.get("scope") == "model" else "matrix"
-        for name, layer in work.model.layers.items():
-            shape = (layer.out_features, layer.in_features)
-            positions = None if name in everything else stored.get_tensor(name)
-            chosen[name] = Outliers(shape, positions)
+    layers, device = work.model.layers, str(work.model.device)
+    chosen, gamma, scope = score_files.outliers(work.folder / OUTLIERS, layers, device)
     file = work.folder / SENSITIVITIES
-    known = load_file(file, device=device) if file.is_file() else None
-    largest = MostSensitive.load(work.folder / LARGEST)
-    return Scored(chosen, float(about["gamma"]), scope, known, largest)
+    known = score_files.sensitivities(file, layers, device) if file.is_file() else None
+    largest = score_files.most_sensitive(work.folder / LARGEST, layers)
+    return Scored(chosen, gamma, scope, known, largest)
 
 
 def _save_outliers(scored: Scored, file: Path) -> None:

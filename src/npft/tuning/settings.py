@@ -14,7 +14,7 @@ from npft.grid import Grid
 class Tuning(BaseModel):
     """How to tune; every field is an option ``tuning.NAME``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(6, ge=1, description="passes over the calibration windows")
     lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
