@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from npft.artifacts import LanguageModel, LinearLayer, StepLoss
 from npft.errors import NpftError, in_one_line
+from npft.low_rank import forward_of
 from npft.seeding import isolated_rng
 
 if TYPE_CHECKING:
@@ -113,8 +114,12 @@ def attached(
     training = model.network.training
     with isolated_rng(seed, "adapter"):
         wrapped = _wrap(model, config)
+    adapted = _adapted(model, set(layers))
+    for name in layers:
+        wrapper = adapted.layers[name].wrapper  # type: ignore[attr-defined]
+        wrapper.forward = forward_of(wrapper)
     try:
-        yield wrapped, _adapted(model, set(layers))
+        yield wrapped, adapted
     finally:
         wrapped.unload()  # type: ignore[operator]
         for name, module in copied.items():  # peft leaves its trained copies
