@@ -81,6 +81,11 @@ class AdaptedLayer(LinearLayer):
         return torch.addmm(base, b, a, alpha=scaling)
 
 
+def base_of(layer: LinearLayer) -> Tensor:
+    """The stored weight ``(out, in)`` of a layer, under an adapter or not."""
+    return layer.base if isinstance(layer, AdaptedLayer) else layer.weight
+
+
 @contextmanager
 def attached(
     model: LanguageModel,
@@ -118,6 +123,8 @@ def attached(
     for name in layers:
         wrapper = adapted.layers[name].wrapper  # type: ignore[attr-defined]
         wrapper.forward = forward_of(wrapper)
+    for parameter in trainable(wrapped):  # peft puts them where the weights rest
+        parameter.data = parameter.data.to(model.device)
     try:
         yield wrapped, adapted
     finally:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from npft import grid as grids
 from npft.grid import Grid
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class PackedWeight(ABC):
     @property
     def shape(self) -> tuple[int, int]:
         return (self.codes.shape[0], self.codes.shape[1])
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device; itself if it is there."""
+        return _moved(self, device)
 
     def dequantize(self) -> Tensor:
         """The float32 matrix ``(out, in)`` that is stored: the dense part plus the sparse one."""
@@ -174,3 +180,15 @@ class CodebookWeight(PackedWeight):
 
     def dense_tables(self) -> dict[str, Tensor]:
         return {"codebook": self.codebook}
+
+
+def _moved(part: T, device: torch.device) -> T:
+    """A dataclass of tensors, and of such dataclasses, on another device; itself if it is there."""
+    moved: dict[str, Any] = {}
+    for each in fields(part):  # type: ignore[arg-type]
+        value = getattr(part, each.name)
+        if isinstance(value, Tensor) and value.device != device:
+            moved[each.name] = value.to(device)
+        elif isinstance(value, SparsePart):
+            moved[each.name] = _moved(value, device)
+    return replace(part, **moved) if moved else part  # type: ignore[type-var]

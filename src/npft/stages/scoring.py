@@ -50,7 +50,7 @@ def score(work: Workspace, gamma: float, scope: Scope, *, keep: bool) -> Stage[S
         def stream() -> Iterator[tuple[str, Tensor]]:
             for name, values in largest.watch(sensitivities(work, work.model, "score")):
                 if keep:
-                    kept[name] = values
+                    kept[name] = values.to(work.model.home)
                 yield name, values
 
         chosen = selected(work, stream(), gamma, scope)
@@ -101,14 +101,15 @@ def selected(
 ) -> dict[str, Outliers]:
     """The top gamma of a scorer's stream."""
     if scope == "matrix":
-        return outliers.select(scores, gamma)
+        return outliers.select(scores, gamma, work.model.home)
     total = sum(layer.out_features * layer.in_features for layer in work.model.layers.values())
-    return outliers.select_across(scores, gamma, total)
+    chosen = outliers.select_across(scores, gamma, total)
+    return {name: found.on(work.model.home) for name, found in chosen.items()}
 
 
 def _load(work: Workspace) -> Scored:
     chosen = {}
-    device = str(work.model.device)
+    device = str(work.model.home)
     with safe_open(work.folder / OUTLIERS, framework="pt", device=device) as stored:
         about = stored.metadata()
         everything = json.loads(about["everything"])
