@@ -20,7 +20,7 @@ BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
     {"errors", "progress", "seeding", "announcing", "precision", "clock", "gguf_header"},
-    {"grid", "losses", "recipes"},
+    {"grid", "losses", "low_rank", "recipes", "streaming"},
     {"artifacts"},
     {"contracts", "model_checks"},
     {"hooks", "models", "fingerprints"},

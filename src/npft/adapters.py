@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from npft.artifacts import LanguageModel, LinearLayer, StepLoss
 from npft.errors import NpftError, abridged, in_one_line
+from npft.low_rank import forward_of
 from npft.seeding import isolated_rng
 
 if TYPE_CHECKING:
@@ -128,6 +129,11 @@ class AdaptedLayer(LinearLayer):
         return torch.addmm(base, b, a, alpha=scaling)
 
 
+def base_of(layer: LinearLayer) -> Tensor:
+    """The stored weight ``(out, in)`` of a layer, under an adapter or not."""
+    return layer.base if isinstance(layer, AdaptedLayer) else layer.weight
+
+
 @contextmanager
 def attached(
     model: LanguageModel,
@@ -161,13 +167,33 @@ def attached(
     training = model.network.training
     with isolated_rng(seed, "adapter"):
         wrapped = _wrap(model, config)
+    adapted = _adapted(model, set(layers))
+    for name in layers:
+        layer: Any = adapted.layers[name]
+        layer.wrapper.forward = forward_of(layer.wrapper)
+    for name in copied:
+        wrapper: Any = model.network.get_submodule(name)
+        _in_float32(wrapper.modules_to_save["default"])
+    for parameter in trainable(wrapped):  # peft puts them where the weights rest
+        parameter.data = parameter.data.to(model.device)
     try:
-        yield wrapped, _adapted(model, set(layers))
+        yield wrapped, adapted
     finally:
         wrapped.unload()  # type: ignore[operator]
         for name, module in copied.items():  # peft leaves its trained copies
             model.network.set_submodule(name, module)
         model.network.train(training)
+
+
+def _in_float32(norm: nn.Module) -> None:
+    """Let a normalisation keep float32 weights in a model of fewer bits, whose steps they lose."""
+    forward = norm.float().forward
+
+    def converting(x: Tensor) -> Tensor:
+        normalised: Tensor = forward(x.float())
+        return normalised.to(x.dtype)
+
+    norm.forward = converting  # type: ignore[method-assign]
 
 
 def _normalisations(model: LanguageModel) -> dict[str, nn.Module]:

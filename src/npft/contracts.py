@@ -44,6 +44,8 @@ class Scorer(Plugin, ABC):
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(layer name, sensitivity)`` for each of ``model.layers``, in their order.
 
+        Only where the model has a ``stream`` may the blocks come in another order.
+
         Args:
             model: the model to score; its weights must not be changed.
             batches: token ids, each ``(batch, context)``, on the model's device.
@@ -337,9 +339,11 @@ class Quantizer(Plugin, ABC):
         for name, layer in shown:
             packed = None if done is None else done.load(name)
             if packed is None:
-                sensitivity = sensitivities[name] if sensitivities is not None else None
+                weight, sensitivity = layer.weight.to(model.device).float(), None
+                if sensitivities is not None:
+                    sensitivity = sensitivities[name].to(model.device)
                 try:
-                    packed = self.quantize_weight(layer.weight.float(), sensitivity)
+                    packed = self.quantize_weight(weight, sensitivity).to(model.home)
                 except NpftError as error:
                     raise type(error)(f"layer {name}: {error}") from error
                 if done is not None:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from npft import model_checks
 from npft.artifacts import LanguageModel, LinearLayer
 from npft.errors import NpftError, in_one_line
+from npft.streaming import Stream, find_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,6 +93,11 @@ def wrap(network: PreTrainedModel, tokenizer: Any, source: str = "") -> Language
     return LanguageModel(network, tokenizer, find_linear_layers(network), source)
 
 
+def streamed(model: LanguageModel, device: torch.device) -> LanguageModel:
+    """The same model, in host memory, its blocks brought to ``device`` one at a time."""
+    return replace(model, stream=Stream(model.network, device))
+
+
 def save(model: LanguageModel, folder: Path) -> None:
     """Write a plain Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` opens.
 
@@ -131,10 +138,7 @@ def find_linear_layers(network: nn.Module) -> dict[str, LinearLayer]:
     """
     from transformers.pytorch_utils import Conv1D
 
-    lists = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.ModuleList)]
-    if not lists:
-        raise NpftError("the model has no list of decoder blocks: is it a causal language model?")
-    prefix, blocks = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    prefix, blocks = find_blocks(network)
     everywhere = network.named_modules(remove_duplicate=False)
     owners = Counter(id(p) for _, m in everywhere for p in m._parameters.values())
     layers: dict[str, LinearLayer] = {}

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from npft.adapters import AdaptedLayer
-from npft.artifacts import LanguageModel, Outliers
+from npft.adapters import base_of
+from npft.artifacts import LanguageModel, LinearLayer, Outliers
 from npft.contracts import Draw, Remembers, Sampler
 from npft.grid import Grid
 
@@ -84,13 +84,24 @@ class Noise:
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[None]:
         """Within this scope the base weights carry noise; after it they are as before."""
-        saved: list[tuple[Outliers, Tensor, Tensor]] = []
         grid = self._draw_grid()
         sampler = self._sampler.each_step(self._choices)
+        apply = self._on_resident if model.stream is None else self._on_streamed
+        with apply(model, sampler, grid):
+            yield
+
+    @contextmanager
+    def _on_resident(self, model: LanguageModel, sampler: Sampler, grid: Grid) -> Iterator[None]:
+        saved: list[tuple[Outliers, Tensor, Tensor]] = []
         try:
             with torch.no_grad():
-                for name, base, noise in self._noises(model, sampler, grid):
-                    chosen = self.outliers[name]
+                for name, layer in self._shaken(model):
+                    chosen, base = self.outliers[name], base_of(layer)
+                    noise = self._kept.get(name)
+                    if noise is None:
+                        noise = self._sample(name, layer, sampler, grid)
+                    if self._keep:
+                        self._kept[name] = noise
                     values = chosen.take(base)
                     saved.append((chosen, base, values))
                     chosen.put_(base, values + noise)
@@ -100,29 +111,46 @@ class Noise:
                 for chosen, base, values in saved:
                     chosen.put_(base, values)
 
-    def _noises(
-        self, model: LanguageModel, sampler: Sampler, grid: Grid
-    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+    @contextmanager
+    def _on_streamed(self, model: LanguageModel, sampler: Sampler, grid: Grid) -> Iterator[None]:
+        """Put noise on each block that comes to the device, whose weights there are a copy.
+
+        A block comes again for the backward pass, with the same noise, kept in host memory.
+        """
+        stream, drawn = model.stream, self._kept if self._keep else {}
+        assert stream is not None
+        by_block: dict[int, list[tuple[str, LinearLayer]]] = {}
+        for name, layer in self._shaken(model):
+            by_block.setdefault(stream.index_of(name), []).append((name, layer))
+
+        def shake(block: int) -> None:
+            for name, layer in by_block.get(block, []):
+                base = base_of(layer)
+                if name not in drawn:
+                    drawn[name] = self._sample(name, layer, sampler, grid).to(model.home)
+                chosen = self.outliers[name].on(base.device)
+                chosen.put_(base, chosen.take(base) + drawn[name].to(base.device))
+
+        with stream.editing(shake):
+            yield
+
+    def _shaken(self, model: LanguageModel) -> Iterator[tuple[str, LinearLayer]]:
+        """The layers that get noise."""
         for name, layer in model.layers.items():
-            chosen = self.outliers.get(name)
-            if chosen is None or not len(chosen) or self._layers not in ("all", layer.kind):
-                continue
-            base = layer.base if isinstance(layer, AdaptedLayer) else layer.weight
-            if name in self._kept:
-                yield name, base, self._kept[name]
-                continue
-            weight = layer.weight
-            positions = chosen.indices(base.device)
-            drawn = self._draw(sampler, name, weight)
-            noise = drawn.sample(weight, positions, grid, self._random)
-            if self._keep:
-                self._kept[name] = noise
-            yield name, base, noise
+            if len(self.outliers.get(name, ())) and self._layers in ("all", layer.kind):
+                yield name, layer
+
+    def _sample(self, name: str, layer: LinearLayer, sampler: Sampler, grid: Grid) -> Tensor:
+        weight = layer.weight
+        positions = self.outliers[name].indices(weight.device)
+        return self._draw(sampler, name, weight).sample(weight, positions, grid, self._random)
 
     def _draw(self, sampler: Sampler, name: str, weight: Tensor) -> Draw:
         key = (sampler, name)
         if key not in self._bound:
-            known = self._sensitivities[name] if self._sensitivities is not None else None
+            known = None
+            if self._sensitivities is not None:
+                known = self._sensitivities[name].to(weight.device)
             drawn = self._bound[key] = sampler.bind(weight, known)
             remembered = self._remembered.pop(_key(sampler, name), None)
             if remembered is not None and isinstance(drawn, Remembers):

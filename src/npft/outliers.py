@@ -59,8 +59,15 @@ def top_positions(sensitivity: Tensor, gamma: float) -> Outliers:
     return Outliers(shape, _top(scores, wanted))
 
 
-def select(scores: Iterable[tuple[str, Tensor]], gamma: float) -> dict[str, Outliers]:
+def select(
+    scores: Iterable[tuple[str, Tensor]], gamma: float, home: torch.device | None = None
+) -> dict[str, Outliers]:
     """Outliers of every layer from a scorer's stream, holding one matrix of scores at a time.
+
+    Args:
+        scores: the stream.
+        gamma: share of the positions, in (0, 1].
+        home: where the positions are kept, by default where their scores are.
 
     Raises:
         NpftError: gamma is out of range, or a layer's scores are not finite (it is named).
@@ -69,7 +76,8 @@ def select(scores: Iterable[tuple[str, Tensor]], gamma: float) -> dict[str, Outl
     chosen: dict[str, Outliers] = {}
     for name, sensitivity in scores:
         try:
-            chosen[name] = top_positions(sensitivity, gamma)
+            found = top_positions(sensitivity, gamma)
+            chosen[name] = found.on(home or sensitivity.device)
         except NpftError as error:
             raise NpftError(f"layer {name}: {error}") from error
         del sensitivity  # before the scorer makes the next

@@ -60,8 +60,9 @@ class Student:
 
     def clean(self, tokens: Tensor, original: object | None, scale: Scale) -> Tensor:
         """Backward through ``scale(L(W + UV))``; L."""
-        loss = self._loss(tokens, original)
-        scale(loss).backward()
+        with dropout_of_adapter(self._wrapped):  # backward too: it may run blocks again
+            loss = self._begun.loss(self._forward(tokens), tokens, original)
+            scale(loss).backward()
         return loss.detach()
 
     def noisy(self, tokens: Tensor, original: object | None, scale: Scale) -> Tensor:
@@ -74,11 +75,6 @@ class Student:
         """Where the numbers first go bad on these tokens, under fresh noise."""
         with nullcontext() if self._noise is None else self._noise.applied(self._adapted):
             return first_bad_layer(self._adapted, lambda: self._forward(tokens))
-
-    def _loss(self, tokens: Tensor, original: object | None) -> Tensor:
-        with dropout_of_adapter(self._wrapped):
-            student = self._forward(tokens)
-        return self._begun.loss(student, tokens, original)
 
     def _forward(self, tokens: Tensor) -> object:
         hidden = self._objective.needs_hidden_states

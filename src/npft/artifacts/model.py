@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+
+from npft.streaming import Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,26 +35,46 @@ class LinearLayer:
         return weight.T if self.transposed else weight
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``, of the weight."""
+        stored: torch.Size = self.module.weight.shape  # type: ignore[union-attr,operator,assignment]
+        rows, columns = reversed(stored) if self.transposed else stored
+        return rows, columns
+
+    @property
     def in_features(self) -> int:
-        return int(self.weight.shape[1])
+        return self.shape[1]
 
     @property
     def out_features(self) -> int:
-        return int(self.weight.shape[0])
+        return self.shape[0]
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model, its tokenizer, and its linear layers by name, in order."""
+    """A causal language model, its tokenizer, and its linear layers by name, in order.
+
+    Where there is a ``stream``, the layers' weights are in host memory, and come to the device
+    block by block when the network runs.
+    """
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     layers: Mapping[str, LinearLayer]
     source: str = ""
+    stream: Stream | None = None
 
     @property
     def device(self) -> torch.device:
+        """Where the network computes."""
+        if self.stream is not None:
+            return self.stream.device
         return next(self.network.parameters()).device
+
+    @property
+    def home(self) -> torch.device:
+        """Where the layers' weights rest, and what is kept of each of them should."""
+        return self.device if self.stream is None else torch.device("cpu")
 
     @property
     def vocabulary(self) -> int:
@@ -61,9 +83,13 @@ class LanguageModel:
 
     def copy(self) -> LanguageModel:
         """An independent copy: changing its weights leaves this one as it is."""
-        from npft.models import wrap
+        from npft.models import streamed, wrap
 
-        return wrap(copy.deepcopy(self.network), self.tokenizer, self.source)
+        if self.stream is None:
+            return wrap(copy.deepcopy(self.network), self.tokenizer, self.source)
+        with self.stream.detached():
+            network = copy.deepcopy(self.network)
+        return streamed(wrap(network, self.tokenizer, self.source), self.device)
 
 
 @dataclass(frozen=True)
@@ -87,6 +113,10 @@ class Outliers:
         if self.positions is None:
             return torch.arange(len(self), device=device)
         return self.positions.to(device) if device is not None else self.positions
+
+    def on(self, device: torch.device) -> Outliers:
+        """The same with its positions on another device."""
+        return self if self.positions is None else replace(self, positions=self.indices(device))
 
     def take(self, weight: Tensor) -> Tensor:
         """A copy ``(k,)`` of the weights at the positions."""

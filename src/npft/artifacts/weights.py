@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from npft import grid as grids
 from npft.artifacts import weight_checks
 from npft.artifacts.weight_checks import FLOAT, INTEGERS
 from npft.grid import Grid
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ class PackedWeight(ABC):
     @property
     def shape(self) -> tuple[int, int]:
         return (self.codes.shape[0], self.codes.shape[1])
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device; itself if it is there."""
+        return _moved(self, device)
 
     @abstractmethod
     def check_tables(self) -> None:
@@ -218,3 +224,15 @@ class CodebookWeight(PackedWeight):
 
     def dense_tables(self) -> dict[str, Tensor]:
         return {"codebook": self.codebook}
+
+
+def _moved(part: T, device: torch.device) -> T:
+    """A dataclass of tensors, and of such dataclasses, on another device; itself if it is there."""
+    moved: dict[str, Any] = {}
+    for each in fields(part):  # type: ignore[arg-type]
+        value = getattr(part, each.name)
+        if isinstance(value, Tensor) and value.device != device:
+            moved[each.name] = value.to(device)
+        elif isinstance(value, SparsePart):
+            moved[each.name] = _moved(value, device)
+    return replace(part, **moved) if moved else part  # type: ignore[type-var]

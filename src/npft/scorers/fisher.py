@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from npft.contracts import Scorer
 from npft.losses import sequence_losses
 from npft.precision import tensor_cores
+from npft.scorers.blockwise import Blockwise
 from npft.scorers.squares import Squares
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class Fisher(Scorer):
     def score(
         self, model: LanguageModel, batches: Iterable[Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
+        if model.stream is not None:
+            with tensor_cores():
+                yield from Blockwise(model, batches).scores()
+            return
         squares = Squares(model.layers.values(), model.device)
         with (
             squares.watching(),

@@ -28,9 +28,7 @@ class Squares:
         self.shape = torch.Size()
         """``(batch, context)`` of the batch at work."""
         self._layers = list(layers)
-        self._sums = {
-            layer.name: torch.zeros(layer.weight.shape, device=device) for layer in self._layers
-        }
+        self._sums = {layer.name: torch.zeros(layer.shape, device=device) for layer in self._layers}
 
     def pop(self, name: str) -> Tensor:
         """The sums ``(out, in)`` of one layer, which are given away."""

@@ -49,7 +49,7 @@ def score(work: Workspace, gamma: float, scope: Scope, *, keep: bool) -> Stage[S
         def stream() -> Iterator[tuple[str, Tensor]]:
             for name, values in largest.watch(sensitivities(work, work.model, "score")):
                 if keep:
-                    kept[name] = values
+                    kept[name] = values.to(work.model.home)
                 yield name, values
 
         chosen = selected(work, stream(), gamma, scope)
@@ -100,13 +100,14 @@ def selected(
 ) -> dict[str, Outliers]:
     """The top gamma of a scorer's stream."""
     if scope == "matrix":
-        return outliers.select(scores, gamma)
+        return outliers.select(scores, gamma, work.model.home)
     total = sum(layer.out_features * layer.in_features for layer in work.model.layers.values())
-    return outliers.select_across(scores, gamma, total)
+    chosen = outliers.select_across(scores, gamma, total)
+    return {name: found.on(work.model.home) for name, found in chosen.items()}
 
 
 def _load(work: Workspace) -> Scored:
-    layers, device = work.model.layers, str(work.model.device)
+    layers, device = work.model.layers, str(work.model.home)
     chosen, gamma, scope = score_files.outliers(work.folder / OUTLIERS, layers, device)
     file = work.folder / SENSITIVITIES
     known = score_files.sensitivities(file, layers, device) if file.is_file() else None

@@ -57,7 +57,8 @@ class Variant:
             known = self._known()
             if known is not None:
                 return known
-            return dict(sensitivities(self._work, self.model, f"score {self.name}"))
+            scores = sensitivities(self._work, self.model, f"score {self.name}")
+            return {name: values.to(self.model.home) for name, values in scores}
 
 
 def original(work: Workspace, scored: Stage[Scored] | None = None) -> Variant:

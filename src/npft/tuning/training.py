@@ -219,4 +219,5 @@ def _batches(
     for epoch in range(settings.epochs):
         order = torch.randperm(len(windows), generator=shuffle)
         if epoch >= first:
-            yield from data.batches(windows[order], settings.batch_size, device)
+            # Moved at once: to move each batch the host would have to wait for the device.
+            yield from data.batches(windows[order].to(device), settings.batch_size, device)
