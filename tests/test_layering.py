@@ -28,7 +28,7 @@ LAYERS: tuple[set[str], ...] = (
     {"checkpoints"},
     {"hf"},
     BUILT_INS,
-    {"plugins", "data", "outliers", "adapters", "evaluation", "testing"},
+    {"plugins", "data", "outliers", "adapters", "evaluation", "testing", "memory"},
     {"generation", "score_files"},
     {"bench", "lens"},
     {"noise", "finite"},

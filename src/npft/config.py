@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,6 +57,11 @@ class RunConfig(BaseModel):
         False, description="on a GPU, take algorithms that give the same bits each time"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    memory: Literal["auto", "resident", "streamed"] = Field(
+        "auto",
+        description="resident: the model on the device; streamed: one block at a time, the others "
+        "in host memory; auto: resident if it fits",
+    )
     dtype: str = Field("float32", description="float32, bfloat16 or float16")
     trust_remote_code: bool = Field(False, description="let the model's own code run")
     allow_pickle: bool = Field(False, description="open pickle weights, which can run code")

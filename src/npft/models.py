@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+Decide = Callable[[nn.Module, torch.device], Literal["resident", "streamed"]]
 
 
 def pick_device(asked: str) -> torch.device:
@@ -58,6 +61,7 @@ def load(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    decide: Decide | None = None,
 ) -> LanguageModel:
     """Load a causal language model as float.
 
@@ -67,6 +71,8 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         trust_remote_code: let code from the model's repository run.
         allow_pickle: accept weights in pickle files, which can run code when opened.
+        decide: asked, before any weight is read, whether to work ``resident`` or ``streamed``,
+            from a network of the same shapes on the meta device; by default it is resident.
 
     Raises:
         NpftError: no such model, no or corrupt weights, not a causal LM, already quantized.
@@ -79,9 +85,17 @@ def load(
     if gguf_file is not None:
         arguments["gguf_file"] = gguf_file
     with _quiet():
-        network = _load_network(source, location, DTYPES[dtype], allow_pickle, arguments)
+        _check_files(source, location, arguments)
+        stream = False
+        if decide is not None:
+            shapes = _skeleton(source, location, DTYPES[dtype], arguments)
+            stream = decide(shapes, target) == "streamed"
+        place = torch.device("cpu") if stream else target
+        network = _load_network(source, location, DTYPES[dtype], allow_pickle, arguments, place)
         tokenizer = _load_tokenizer(source, location, arguments)
-        model = wrap(_move(source, network, target), tokenizer, source)
+        model = wrap(_move(source, network, place), tokenizer, source)
+        if stream:
+            model = streamed(model, target)
         model_checks.check_causal(model)
     return model
 
@@ -158,24 +172,56 @@ def _depths(name: str) -> range:
     return range(1, name.count(".") + 1)
 
 
+def _check_files(source: str, location: str, arguments: dict[str, Any]) -> None:
+    from transformers import PreTrainedConfig
+
+    if "gguf_file" in arguments:
+        return
+    try:
+        model_checks.check_config(source, PreTrainedConfig.get_config_dict(location)[0])
+        if Path(location).is_dir() and not arguments["trust_remote_code"]:
+            model_checks.check_size(source, Path(location))
+    except NpftError:
+        raise
+    except Exception as error:
+        raise NpftError(model_checks.explain(source, error)) from error
+
+
+def _skeleton(
+    source: str, location: str, dtype: torch.dtype, arguments: dict[str, Any]
+) -> PreTrainedModel:
+    """A network of the same shapes without any memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(location, **arguments)
+        trust = arguments["trust_remote_code"]
+        with torch.device("meta"):
+            network: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=trust
+            )
+    except Exception as error:
+        raise NpftError(model_checks.explain(source, error)) from error
+    return network
+
+
 def _load_network(
     source: str,
     location: str,
     dtype: torch.dtype,
     allow_pickle: bool,
     arguments: dict[str, Any],
+    place: torch.device,
 ) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM, PreTrainedConfig
+    from transformers import AutoModelForCausalLM
 
     if "gguf_file" in arguments:
         arguments = {**arguments, **_dequantized()}
     else:
         arguments = {**arguments, "use_safetensors": None if allow_pickle else True}
+        if place.type != "cpu":  # straight there, without a copy in host memory
+            arguments["device_map"] = {"": place}
     try:
-        if "gguf_file" not in arguments:
-            model_checks.check_config(source, PreTrainedConfig.get_config_dict(location)[0])
-            if Path(location).is_dir() and not arguments["trust_remote_code"]:
-                model_checks.check_size(source, Path(location))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=dtype,
@@ -183,8 +229,8 @@ def _load_network(
             ignore_mismatched_sizes=True,
             **arguments,
         )
-    except NpftError:
-        raise
+    except torch.OutOfMemoryError as error:
+        raise NpftError(_too_large(source, place)) from error
     except Exception as error:
         raise NpftError(model_checks.explain(source, error)) from error
     network, info = loaded
@@ -235,11 +281,15 @@ def _move(source: str, network: PreTrainedModel, device: torch.device) -> PreTra
     try:
         network.to(device)  # type: ignore[arg-type]
     except torch.OutOfMemoryError as error:
-        raise NpftError(
-            f"model {source!r} does not fit into the memory of {str(device)!r}: use a smaller "
-            "--dtype, or another --device"
-        ) from error
+        raise NpftError(_too_large(source, device)) from error
     return network
+
+
+def _too_large(source: str, device: torch.device) -> str:
+    return (
+        f"model {source!r} does not fit into the memory of {str(device)!r}: use --memory "
+        "streamed, a smaller --dtype, or another --device"
+    )
 
 
 @contextmanager

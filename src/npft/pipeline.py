@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from npft import (
     comparison,
     config,
     data,
     folder,
+    memory,
     model_checks,
     models,
     outliers,
@@ -153,7 +155,7 @@ def workspace(
     """Load the model and the texts, and check that they go together with the quantizers."""
     ledger = Ledger(kept, progress)
     with ledger.clock.timing("load"):
-        model = load(settings)
+        model = load(settings, parts, progress)
     able, unable = comparison.available(parts.quantizers, model, progress)
     parts.tuning.adapter_layers(model)
     outliers.check_selects(settings.gamma, model.layers.values(), settings.scope)
@@ -177,14 +179,36 @@ def workspace(
     return work
 
 
-def load(settings: RunConfig) -> LanguageModel:
-    """The float model that a configuration names."""
+def load(settings: RunConfig, parts: Plan, progress: Progress) -> LanguageModel:
+    """The float model that a configuration names, resident or streamed; the choice is noted.
+
+    Raises:
+        NpftError: it cannot be loaded, or what is planned does not fit into memory.
+    """
+    job = memory.Job(
+        context=settings.context,
+        samples=settings.samples,
+        score_batch=settings.score_batch,
+        tune_batch=parts.tuning.batch_size,
+        rank=parts.tuning.rank,
+        gamma=settings.gamma,
+        original=parts.objective.needs_original,
+        sensitivities=parts.needs_sensitivity,
+    )
+
+    def decide(shapes: nn.Module, device: torch.device) -> memory.Mode:
+        sizes = memory.Sizes.of(shapes, models.DTYPES[settings.dtype].itemsize)
+        mode, told = memory.choose(settings.memory, sizes, job, memory.free_memory(device), device)
+        progress.note(told)
+        return mode
+
     return models.load(
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
+        decide=decide,
     )
 
 

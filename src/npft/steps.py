@@ -134,7 +134,7 @@ def lens(
 ) -> list[measuring.Row]:
     """What perturbations cost the float model; no run folder is made."""
     parts = pipeline.plan(settings, catalog)
-    model = pipeline.load(settings)
+    model = pipeline.load(settings, parts, progress)
     able, _ = comparison.available(parts.quantizers, model, progress)
     calibration, texts = pipeline.windows(settings, model, progress)
     batches = list(data.batches(calibration, settings.score_batch, model.device))

@@ -1,0 +1,257 @@
+"""How much memory a run needs, from shapes alone, and which mode fits: resident or streamed.
+
+Resident, all of the model is on the device; streamed, one block at a time (:mod:`npft.streaming`).
+docs/scale.md has the formulas in words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from npft.errors import NpftError
+from npft.losses import AT_ONCE
+from npft.models import find_linear_layers
+from npft.scorers import squares
+from npft.streaming import find_blocks
+from npft.streaming.stream import HELD
+
+Mode = Literal["resident", "streamed"]
+
+USABLE = 0.9
+"""Share of the free memory that an estimate may fill: fragments, kernels' workspaces, surprises."""
+
+FLOAT = 4  # bytes
+INDEX = 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network's memory follows from, in numbers of values unless said otherwise.
+
+    Attributes:
+        weights: all parameters.
+        blocks: how many decoder blocks.
+        block: parameters of the largest block.
+        linear: weights of all linear layers.
+        block_linear: of the largest block's.
+        matrix: of the largest one.
+        features: inputs and outputs of the largest block's linear layers, summed.
+        saved: values per token that a block keeps for its backward pass.
+        width: of the hidden states.
+        vocabulary: rows of the logits.
+        itemsize: bytes of a value in the model's dtype.
+    """
+
+    weights: int
+    blocks: int
+    block: int
+    linear: int
+    block_linear: int
+    matrix: int
+    features: int
+    saved: int
+    width: int
+    vocabulary: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, network: nn.Module, itemsize: int) -> Sizes:
+        """Those of a network, which may be on the meta device."""
+        prefix, blocks = find_blocks(network)
+        by_block: dict[str, list[tuple[int, int]]] = {}
+        gated = False
+        for name, layer in find_linear_layers(network).items():
+            index = name.removeprefix(f"{prefix}.").partition(".")[0]
+            by_block.setdefault(index, []).append(layer.shape)
+            gated = gated or "gate" in name.rpartition(".")[2]
+        features = max(sum(rows + columns for rows, columns in b) for b in by_block.values())
+        sizes = [[rows * columns for rows, columns in b] for b in by_block.values()]
+        embedding = network.get_input_embeddings().weight  # type: ignore[operator]
+        return cls(
+            weights=sum(p.numel() for p in network.parameters()),
+            blocks=len(blocks),
+            block=max(sum(p.numel() for p in block.parameters()) for block in blocks),
+            linear=sum(map(sum, sizes)),
+            block_linear=max(map(sum, sizes)),
+            matrix=max(map(max, sizes)),
+            features=features,
+            # Measured: gated MLPs keep 1.0 to 1.2 values per feature, those with GELU up to 1.8.
+            saved=features * (12 if gated else 18) // 10,
+            width=int(embedding.shape[1]),
+            vocabulary=int(embedding.shape[0]),
+            itemsize=itemsize,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with the model.
+
+    Attributes:
+        context: tokens per window.
+        samples: windows.
+        score_batch: windows per batch when scoring.
+        tune_batch: windows per step when tuning.
+        rank: of the adapter.
+        gamma: share of the weights that get noise.
+        original: whether the objective needs the original model's predictions.
+        sensitivities: whether all sensitivities are kept.
+    """
+
+    context: int
+    samples: int
+    score_batch: int
+    tune_batch: int
+    rank: int
+    gamma: float
+    original: bool
+    sensitivities: bool
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on the device, and in host memory, at the most demanding moment."""
+
+    device: int
+    host: int
+
+
+def resident(sizes: Sizes, job: Job) -> Need:
+    """All weights, and the activations of all blocks."""
+    weights = sizes.weights * sizes.itemsize
+    kept = FLOAT * sizes.linear if job.sensitivities else 0
+    scoring = FLOAT * sizes.linear + _gradients(sizes, job) + _pass(sizes, job.score_batch, job, 2)
+    noise = int(job.gamma * sizes.linear) * (2 * sizes.itemsize)
+    tuning = kept + noise + _positions(sizes, job) + _adapter(sizes, job) + _effective(sizes)
+    tuning += _pass(sizes, job.tune_batch, job, 2 + job.original)
+    return Need(weights + max(scoring, tuning), 0)
+
+
+def streamed(sizes: Sizes, job: Job) -> Need:
+    """Two blocks' weights, and the activations of one; the rest in host memory."""
+    outside = (sizes.weights - sizes.block * sizes.blocks) * sizes.itemsize
+    weights = max(outside, 0) + HELD * sizes.block * sizes.itemsize
+    one = replace(sizes, blocks=1)
+    scoring = FLOAT * sizes.block_linear + _gradients(sizes, job)
+    scoring += _pass(one, job.score_batch, job, 2)
+    inputs = job.tune_batch * job.context * sizes.width * sizes.itemsize * sizes.blocks
+    noise = int(job.gamma * sizes.matrix) * (2 * sizes.itemsize + INDEX)
+    tuning = inputs + noise + _adapter(sizes, job) + _effective(sizes)
+    tuning += _pass(one, job.tune_batch, job, 2 + job.original)
+    states = (sizes.blocks + 1) * job.samples * job.context * sizes.width * sizes.itemsize
+    kept = FLOAT * sizes.linear if job.sensitivities else 0
+    noises = int(job.gamma * sizes.linear) * sizes.itemsize + _positions(sizes, job)
+    host = sizes.weights * sizes.itemsize + kept + max(states, noises)
+    return Need(weights + max(scoring, tuning), host)
+
+
+def _pass(sizes: Sizes, batch: int, job: Job, logits: int) -> int:
+    """A forward and backward pass: what the blocks keep, and so many copies of the logits."""
+    tokens = batch * job.context
+    kept = sizes.blocks * (sizes.saved + sizes.width)
+    predicted = tokens * sizes.vocabulary
+    in_float = 3 * FLOAT * min(predicted, AT_ONCE)
+    return sizes.itemsize * (tokens * kept + logits * predicted) + in_float
+
+
+def _gradients(sizes: Sizes, job: Job) -> int:
+    """Sequences' own gradients of one matrix, and their norms."""
+    one = sizes.matrix * sizes.itemsize
+    most = max(one, min(squares.AT_ONCE, job.score_batch * one))
+    return most + FLOAT * sizes.matrix
+
+
+def _positions(sizes: Sizes, job: Job) -> int:
+    return 0 if job.gamma == 1 else int(job.gamma * sizes.linear) * INDEX
+
+
+def _adapter(sizes: Sizes, job: Job) -> int:
+    """Weights, gradients and two moments of AdamW in float32."""
+    return 4 * FLOAT * job.rank * sizes.features * sizes.blocks
+
+
+def _effective(sizes: Sizes) -> int:
+    """An effective weight, and what a sampler makes of it."""
+    return sizes.matrix * (2 * sizes.itemsize + FLOAT)
+
+
+MODES: dict[Mode, Callable[[Sizes, Job], Need]] = {"resident": resident, "streamed": streamed}
+
+
+def choose(
+    asked: Literal["auto", "resident", "streamed"],
+    sizes: Sizes,
+    job: Job,
+    free: Need,
+    device: torch.device,
+) -> tuple[Mode, str]:
+    """The mode to work in, and a sentence that tells it and the estimate.
+
+    ``auto`` is resident where that fits, else streamed.
+
+    Raises:
+        NpftError: what was asked does not fit; it says what would.
+    """
+    wanted: list[Mode] = ["resident", "streamed"] if asked == "auto" else [asked]
+    if device.type == "cpu" and asked == "auto":
+        wanted = ["resident"]  # streaming saves no memory where the host is the device
+    for mode in wanted:
+        need = _on(device, MODES[mode](sizes, job))
+        if _fits(need, free):
+            return mode, f"memory: {mode}, {_told(need, free)}"
+    need = _on(device, MODES[wanted[-1]](sizes, job))
+    raise NpftError(
+        f"the run does not fit {wanted[-1]}: it needs {_told(need, free)}; "
+        f"{_remedy(wanted, sizes, job, free, device)}"
+    )
+
+
+def free_memory(device: torch.device) -> Need:
+    """Bytes that are free on a device, and in host memory."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cpu":
+        return Need(pages, pages)
+    return Need(torch.cuda.mem_get_info(device)[0], pages)
+
+
+def _on(device: torch.device, need: Need) -> Need:
+    """Where the device is the host, both are one memory."""
+    return Need(need.device + need.host, 0) if device.type == "cpu" else need
+
+
+def _fits(need: Need, free: Need) -> bool:
+    return need.device <= USABLE * free.device and need.host <= USABLE * free.host
+
+
+def _told(need: Need, free: Need) -> str:
+    told = f"about {need.device / 1e9:.1f} GB of the device's {free.device / 1e9:.1f} GB"
+    if need.host:
+        told += f" and {need.host / 1e9:.1f} GB of the host's {free.host / 1e9:.1f} GB"
+    return told
+
+
+def _remedy(wanted: list[Mode], sizes: Sizes, job: Job, free: Need, device: torch.device) -> str:
+    """The least change that fits."""
+    small = replace(job, score_batch=1, tune_batch=1)
+    batches = "--score-batch 1 -o tuning.batch_size=1"
+    half = replace(sizes, itemsize=2)
+    dtype = "--dtype bfloat16"
+    modes: list[Mode] = ["resident"] if device.type == "cpu" else ["resident", "streamed"]
+    for flags, each, do in (
+        ("", sizes, job),
+        (batches, sizes, small),
+        (dtype, half, job),
+        (f"{dtype} {batches}", half, small),
+    ):
+        for mode in modes:
+            if not _fits(_on(device, MODES[mode](each, do)), free):
+                continue
+            other = "" if mode in wanted else f"--memory {mode} "
+            return f"{(other + flags).strip()} would fit"
+    return "no mode or batch fits: use a smaller model, or a larger device"
