@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_the_same_major_and_no_later_minor_is_served(
 ) -> None:
     monkeypatch.setattr(api, "API_VERSION", ours)
     install("npft-mine", GOOD, api=f"{declared} = {{module}}")
-    assert discover().find("sampler", "mine").api == declared
+    assert api.of(metadata.distribution("npft-mine")) == declared
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_the_same_major_and_no_later_minor_is_served(
         ((9, 0), "10.0", ["too new", "a newer npft or an older npft-mine"]),
     ],
 )
-def test_another_version_is_refused_before_the_import(
+def test_another_version_is_refused(
     ours: tuple[int, int],
     declared: str,
     parts: list[str],
@@ -57,11 +58,16 @@ def test_another_version_is_refused_before_the_import(
     monkeypatch.setattr(api, "CURRENT", ".".join(map(str, ours)))
     install("npft-mine", NOT_EVEN_IMPORTED, api=f"{declared} = {{module}}")
     refusal(
-        discover,
-        "npft-mine 1.2 was written for npft API " + declared,
+        lambda: api.of(metadata.distribution("npft-mine")),
+        f"npft-mine 1.2 was written for npft API {declared}",
         f"has {api.CURRENT}:",
         *parts,
     )
+
+
+def test_it_is_refused_before_the_import(install: Install) -> None:
+    install("npft-mine", NOT_EVEN_IMPORTED, api="99.0 = {module}")
+    refusal(discover, "npft-mine 1.2 was written for npft API 99.0", "too new")
 
 
 def test_none_is_refused_with_the_lines_to_add(install: Install) -> None:

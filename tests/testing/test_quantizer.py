@@ -24,12 +24,6 @@ class Partial(RTN):
         return replace(done, weights={n: w for n, w in done.weights.items() if n != first})
 
 
-class Wide(RTN):
-    def quantize_weight(self, weight: Tensor, sensitivity: Tensor | None) -> PackedWeight:
-        packed: Any = super().quantize_weight(weight, sensitivity)
-        return replace(packed, codes=packed.codes.int())
-
-
 class Overflowing(RTN):
     def quantize_weight(self, weight: Tensor, sensitivity: Tensor | None) -> PackedWeight:
         return RTN(bits=self.bits + 1).quantize_weight(weight, sensitivity)
@@ -133,7 +127,6 @@ class Seeding(RTN):
     ("quantizer", "message"),
     [
         (Partial(), "a packed weight for every layer"),
-        (Wide(), "codes that are not uint8"),
         (Overflowing(), r"below 2\*\*bits"),
         (Pretending(), "other weights in the runnable model"),
         (InPlace(), "changes the weights of the model"),

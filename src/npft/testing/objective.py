@@ -32,7 +32,8 @@ def check_objective(objective: Objective) -> None:
             for model in small_models(device=device, dtype=dtype):
                 for batch in (windows, windows[:1]):
                     _check_loss(objective, model, batch)
-                _check_course(objective, model, windows)
+        for model in small_models(device=device):
+            _check_course(objective, model, windows)
 
 
 def _check_loss(objective: Objective, model: LanguageModel, batch: Tensor) -> None:
