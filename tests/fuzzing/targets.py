@@ -34,7 +34,9 @@ from npft.quantizers import RTN, KMeans, Nonuniform
 from npft.report import comparison, page, table
 from npft.report.reading import BENCH, RESULTS, Bench, Latency, read_run
 from npft.scorers import Fisher
-from npft.stages import LOSSES, SENSITIVITY, Workspace
+from npft.stages import Workspace
+from npft.stages.training import LOSSES
+from npft.stages.variants import SENSITIVITY
 
 KINDS = ("sampler", "scorer", "objective", "tuning", "quant", "quant.rtn", "quant.kmeans", "x")
 NAMES = ("scale", "bits", "group_size", "lr", "epochs", "name", "sym", "noise_bits", "a.b", "")
