@@ -55,7 +55,7 @@ class Noise:
     def state(self) -> dict[str, Tensor] | None:
         """What later noise depends on, between two epochs; None if a draw cannot tell it.
 
-        That is the generator, and what each bound draw remembers. The noise kept for an epoch is
+        Those are the generators, and what each bound draw remembers. The noise kept for an epoch is
         over, and the outliers are selected anew from what the caller has.
         """
         remembered = dict(self._remembered)
@@ -64,7 +64,7 @@ class Noise:
                 remembered[_key(sampler, name)] = draw.state()
             elif not isinstance(draw, Sampler):
                 return None
-        found = {"random": self._random.get_state()}
+        found = {"random": self._random.get_state(), "choices": self._choices.get_state()}
         for key, tensors in remembered.items():
             found |= {f"{key}/{part}": values for part, values in tensors.items()}
         return found
@@ -72,8 +72,9 @@ class Noise:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on where :meth:`state` was taken; draws get theirs when they are bound again."""
         self._random.set_state(state["random"])
+        self._choices.set_state(state["choices"])
         for key, values in state.items():
-            if key != "random":
+            if key not in ("random", "choices"):
                 draw, _, part = key.rpartition("/")
                 self._remembered.setdefault(draw, {})[part] = values
 
