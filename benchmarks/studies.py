@@ -106,30 +106,28 @@ def clean() -> list[Case]:
 
 
 def around() -> list[Case]:
-    """The frontier around the default recipe, between rounding and k-means."""
-    once = {"name": "residual", "quantizers": ["rtn", "kmeans"]}
+    """The frontier around the default recipe, between rounding and k-means, with norms trained."""
+    twice = {"name": "residual", "quantizers": ["rtn", "kmeans", "kmeans"]}
     of: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        "beta 0.25, k-means once": ({"beta": 0.25}, once),
-        "beta 0.5, k-means once": ({"beta": 0.5}, once),
-        "beta 0.75, k-means once": ({"beta": 0.75}, once),
-        "beta 1, k-means once": ({}, once),
-        "beta 2, k-means once": ({"beta": 2.0}, once),
-        "beta 1, k-means once, 4 bits twice": ({"noise_bits": [4, 4, 3]}, once),
-        "beta 0.5, 4 bits twice": ({"beta": 0.5, "noise_bits": [4, 4, 3]}, {}),
-        "beta 0.5, k-means once, lr 3e-4": ({"beta": 0.5, "lr": 3e-4}, once),
+        "norms": ({}, {}),
+        "norms, beta 0.25": ({"beta": 0.25}, {}),
+        "norms, beta 0.75": ({"beta": 0.75}, {}),
+        "norms, beta 1": ({"beta": 1.0}, {}),
+        "norms, beta 2": ({"beta": 2.0}, {}),
+        "norms, beta 1, k-means twice": ({"beta": 1.0}, twice),
+        "norms, beta 1, 4 bits twice": ({"beta": 1.0, "noise_bits": [4, 4, 3]}, {}),
+        "norms, k-means twice, 4 bits twice": ({"noise_bits": [4, 4, 3]}, twice),
+        "norms, lr 3e-4": ({"lr": 3e-4}, {}),
     }
     return [
-        Case("around", row, {"tuning": tuning} | ({"sampler": sampler} if sampler else {}))
-        for row, (tuning, sampler) in of.items()
+        Case("around", row, {"tuning": {"norms": True, **tuning}} | ({"sampler": s} if s else {}))
+        for row, (tuning, s) in of.items()
     ]
 
 
 def variants() -> list[Case]:
     """Departures from the default recipe that are no options of npft."""
-    return [
-        Case("variants", "norms left alone", {"tuning": {"norms": False}}),
-        Case("variants", "ascent at 4 bits", trains="ascent"),
-    ]
+    return [Case("variants", "ascent at 4 bits", trains="ascent")]
 
 
 STUDIES = {

@@ -29,7 +29,7 @@ class Residual(Sampler):
 
     name: ClassVar[str] = "residual"
     quantizers: tuple[Literal["rtn", "kmeans"], ...] = Field(
-        ("rtn", "kmeans", "kmeans"),
+        ("rtn", "kmeans"),
         min_length=1,
         description="whose residuals, one drawn each time; a name given twice comes twice as often",
     )

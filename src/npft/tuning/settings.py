@@ -24,7 +24,7 @@ class Tuning(BaseModel):
         128.0, gt=0, description="LoRA's alpha: the adapter is scaled by alpha/rank"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    beta: float = Field(1.0, ge=0, description="weight of the clean loss in eq. 7")
+    beta: float = Field(0.5, ge=0, description="weight of the clean loss in eq. 7")
     terms: Literal["both", "one"] = Field(
         "one",
         description="whether a step takes both terms of eq. 7, or one drawn with odds 1 : beta",
@@ -44,7 +44,7 @@ class Tuning(BaseModel):
     adapter_skip: tuple[str, ...] = Field(
         (), description="layers whose last name is one of these get noise but no adapter"
     )
-    norms: bool = Field(True, description="train the weights of the normalisations as well")
+    norms: bool = Field(False, description="train the weights of the normalisations as well")
     on_bad_step: Literal["stop", "skip"] = Field(
         "stop", description="what a loss or gradient that is NaN or infinite does"
     )
