@@ -60,7 +60,7 @@ def gradients(model: LanguageModel, chosen: Any, objective: Objective) -> list[T
         with torch.no_grad():
             for parameter in trainable(wrapped):
                 parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
-        student = Student(wrapped, view, objective, noise)
+        student = Student(wrapped, view, objective, objective, noise)
         tokens = tiny_tokens()
         with torch.enable_grad():
             original = student.original(tokens)
