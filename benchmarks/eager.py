@@ -1,4 +1,4 @@
-"""The released code's way through the same work: small batches, plain backward, loops in Python."""
+"""The released code's way through the same work: small batches, plain backward, dense copies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def eager_scores(model: LanguageModel, windows: Tensor) -> dict[str, Tensor]:
 def eager_tuning(
     model: LanguageModel, windows: Tensor, chosen: Mapping[str, Outliers], objective: Objective
 ) -> None:
-    """Both terms of eq. 7 in batches of two, peft's own layers, noise made row by row."""
+    """Both terms of eq. 7 in batches of two, peft's own layers, noise as dense matrices."""
     names = list(model.layers)
     with attached(model, names, rank=16, alpha=32, dropout=0.0, seed=0) as (wrapped, adapted):
         for layer in adapted.layers.values():

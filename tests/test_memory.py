@@ -107,23 +107,36 @@ PLENTY = Need(10 * RESIDENT.device, 10 * STREAMED.host)
 
 
 def test_auto_is_resident_where_that_fits() -> None:
-    mode, told = choose("auto", SIZES, JOB, PLENTY, CUDA)
-    assert mode == "resident"
-    assert f"{RESIDENT.device / 1e9:.1f} GB" in told
+    choice = choose("auto", SIZES, JOB, PLENTY, CUDA)
+    assert (choice.mode, choice.score_batch) == ("resident", JOB.score_batch)
+    assert f"{RESIDENT.device / 1e9:.1f} GB" in choice.told
+
+
+def test_batches_fill_the_device() -> None:
+    """As many windows as there are; half of them as long as that does not fit."""
+    job = replace(JOB, score_batch=0, samples=64)
+    assert choose("auto", SIZES, job, PLENTY, CPU).score_batch == 4
+    roomy = Need(10**12, 10**12)
+    assert choose("auto", SIZES, job, roomy, CUDA).score_batch == 64
+    long = replace(job, context=2048)
+    assert choose("auto", SIZES, long, roomy, CUDA).score_batch == memory.FULL // 2048
+    need = memory.resident(SIZES, replace(job, score_batch=16)).device
+    tight = Need(int(need / memory.USABLE) + 1, PLENTY.host)
+    assert choose("resident", SIZES, job, tight, CUDA).score_batch == 16
 
 
 def test_auto_streams_where_the_device_is_too_small() -> None:
     between = Need((STREAMED.device + RESIDENT.device) // 2, PLENTY.host)
     assert STREAMED.device < memory.USABLE * between.device < RESIDENT.device
-    mode, told = choose("auto", SIZES, JOB, between, CUDA)
-    assert mode == "streamed"
-    assert f"{STREAMED.host / 1e9:.1f} GB of the host's" in told
+    choice = choose("auto", SIZES, JOB, between, CUDA)
+    assert choice.mode == "streamed"
+    assert f"{STREAMED.host / 1e9:.1f} GB of the host's" in choice.told
 
 
 def test_what_is_asked_for_is_done() -> None:
-    assert choose("streamed", SIZES, JOB, PLENTY, CUDA)[0] == "streamed"
-    assert choose("streamed", SIZES, JOB, PLENTY, CPU)[0] == "streamed"
-    assert choose("auto", SIZES, JOB, PLENTY, CPU)[0] == "resident"
+    assert choose("streamed", SIZES, JOB, PLENTY, CUDA).mode == "streamed"
+    assert choose("streamed", SIZES, JOB, PLENTY, CPU).mode == "streamed"
+    assert choose("auto", SIZES, JOB, PLENTY, CPU).mode == "resident"
 
 
 def test_refusals_say_what_would_fit() -> None:
@@ -158,7 +171,8 @@ def test_a_run_notes_its_choice_before_it_loads(
     settings = config.make({**values, "context": 16})
     notes = Notes()
     parts = pipeline.plan(settings, discover())
-    model = pipeline.load(settings, parts, notes)
+    model, score_batch = pipeline.load(settings, parts, notes)
+    assert score_batch == 4
     assert (model.stream is not None) == (asked == "streamed")
     assert [said.split(",")[0] for said in notes.said] == [
         "memory: streamed" if asked == "streamed" else "memory: resident"

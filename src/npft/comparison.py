@@ -28,6 +28,7 @@ def available(
     unable: dict[str, str] = {}
     for quantizer in quantizers:
         try:
+            _check_streamed(quantizer, model)
             quantizer.check(model)
             checkpoints.check(quantizer, model)
         except Unavailable as reason:
@@ -38,6 +39,15 @@ def available(
     for label, why in unable.items():
         progress.note(f"{label} is not available: {why}")
     return tuple(able), unable
+
+
+def _check_streamed(quantizer: Quantizer, model: LanguageModel) -> None:
+    whole = type(quantizer).quantize is not Quantizer.quantize
+    if whole and model.stream is not None:
+        raise Unavailable(
+            f"{quantizer.name} works on the whole network, which is streamed: quantize with "
+            "--memory resident"
+        )
 
 
 def require_some(done: Collection[Any], unavailable: Mapping[str, str]) -> None:

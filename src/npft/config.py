@@ -47,7 +47,9 @@ class RunConfig(BaseModel):
     samples: int = Field(128, ge=1, description="calibration windows")
     context: int = Field(512, ge=2, description="tokens per window")
     eval_samples: int = Field(64, ge=1, description="evaluation windows per text, at most")
-    score_batch: int = Field(4, ge=1, description="windows per batch when scoring")
+    score_batch: int = Field(
+        0, ge=0, description="windows per batch when scoring, 0: as many as fill the device"
+    )
     gamma: float = Field(1.0, description="share of the weights that get noise, in (0, 1]")
     scope: Scope = Field(
         "matrix", description="where the top gamma is taken: each matrix, or the whole model"

@@ -26,6 +26,9 @@ Mode = Literal["resident", "streamed"]
 USABLE = 0.9
 """Share of the free memory that an estimate may fill: fragments, kernels' workspaces, surprises."""
 
+FULL = 16_384
+"""Tokens that keep a GPU busy with the smallest models."""
+
 FLOAT = 4  # bytes
 INDEX = 8
 
@@ -96,7 +99,7 @@ class Job:
     Attributes:
         context: tokens per window.
         samples: windows.
-        score_batch: windows per batch when scoring.
+        score_batch: windows per batch when scoring, 0 for as many as fill the device.
         tune_batch: windows per step when tuning.
         rank: of the adapter.
         gamma: share of the weights that get noise.
@@ -184,14 +187,23 @@ def _effective(sizes: Sizes) -> int:
 MODES: dict[Mode, Callable[[Sizes, Job], Need]] = {"resident": resident, "streamed": streamed}
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How to work: the mode, windows per batch when scoring, and the sentence that tells it."""
+
+    mode: Mode
+    score_batch: int
+    told: str
+
+
 def choose(
     asked: Literal["auto", "resident", "streamed"],
     sizes: Sizes,
     job: Job,
     free: Need,
     device: torch.device,
-) -> tuple[Mode, str]:
-    """The mode to work in, and a sentence that tells it and the estimate.
+) -> Choice:
+    """The mode to work in, with the largest batch that fits where none was asked for.
 
     ``auto`` is resident where that fits, else streamed.
 
@@ -201,15 +213,26 @@ def choose(
     wanted: list[Mode] = ["resident", "streamed"] if asked == "auto" else [asked]
     if device.type == "cpu" and asked == "auto":
         wanted = ["resident"]  # streaming saves no memory where the host is the device
+    batches = [job.score_batch] if job.score_batch else _batches(job, device)
     for mode in wanted:
-        need = _on(device, MODES[mode](sizes, job))
-        if _fits(need, free):
-            return mode, f"memory: {mode}, {_told(need, free)}"
+        for batch in batches:
+            need = _on(device, MODES[mode](sizes, replace(job, score_batch=batch)))
+            if _fits(need, free):
+                told = f"memory: {mode}, {_told(need, free)}, {batch} windows at once"
+                return Choice(mode, batch, told)
+    job = replace(job, score_batch=batches[-1])
     need = _on(device, MODES[wanted[-1]](sizes, job))
     raise NpftError(
         f"the run does not fit {wanted[-1]}: it needs {_told(need, free)}; "
         f"{_remedy(wanted, sizes, job, free, device)}"
     )
+
+
+def _batches(job: Job, device: torch.device) -> list[int]:
+    """Windows per batch to try, the most first: what keeps a device busy, and less."""
+    most = 4 if device.type == "cpu" else max(1, FULL // job.context)
+    most = min(most, job.samples)
+    return [most >> halvings for halvings in range(most.bit_length())]
 
 
 def free_memory(device: torch.device) -> Need:

@@ -155,7 +155,7 @@ def workspace(
     """Load the model and the texts, and check that they go together with the quantizers."""
     ledger = Ledger(kept, progress)
     with ledger.clock.timing("load"):
-        model = load(settings, parts, progress)
+        model, score_batch = load(settings, parts, progress)
     able, unable = comparison.available(parts.quantizers, model, progress)
     parts.tuning.adapter_layers(model)
     outliers.check_selects(settings.gamma, model.layers.values(), settings.scope)
@@ -166,7 +166,7 @@ def workspace(
         calibration=calibration,
         texts=texts,
         scorer=parts.scorer,
-        score_batch=settings.score_batch,
+        score_batch=score_batch,
         seed=settings.seed,
         progress=progress,
         quantizers=able,
@@ -179,8 +179,10 @@ def workspace(
     return work
 
 
-def load(settings: RunConfig, parts: Plan, progress: Progress) -> LanguageModel:
-    """The float model that a configuration names, resident or streamed; the choice is noted.
+def load(settings: RunConfig, parts: Plan, progress: Progress) -> tuple[LanguageModel, int]:
+    """The float model that a configuration names, and how many windows to score at once.
+
+    Whether the model is resident or streamed is noted, with the estimate it follows from.
 
     Raises:
         NpftError: it cannot be loaded, or what is planned does not fit into memory.
@@ -196,13 +198,18 @@ def load(settings: RunConfig, parts: Plan, progress: Progress) -> LanguageModel:
         sensitivities=parts.needs_sensitivity,
     )
 
-    def decide(shapes: nn.Module, device: torch.device) -> memory.Mode:
-        sizes = memory.Sizes.of(shapes, models.DTYPES[settings.dtype].itemsize)
-        mode, told = memory.choose(settings.memory, sizes, job, memory.free_memory(device), device)
-        progress.note(told)
-        return mode
+    score_batch = 0
 
-    return models.load(
+    def decide(shapes: nn.Module, device: torch.device) -> memory.Mode:
+        nonlocal score_batch
+        sizes = memory.Sizes.of(shapes, models.DTYPES[settings.dtype].itemsize)
+        free = memory.free_memory(device)
+        choice = memory.choose(settings.memory, sizes, job, free, device)
+        progress.note(choice.told)
+        score_batch = choice.score_batch
+        return choice.mode
+
+    model = models.load(
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
@@ -210,6 +217,7 @@ def load(settings: RunConfig, parts: Plan, progress: Progress) -> LanguageModel:
         allow_pickle=settings.allow_pickle,
         decide=decide,
     )
+    return model, score_batch
 
 
 def windows(

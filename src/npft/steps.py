@@ -134,10 +134,10 @@ def lens(
 ) -> list[measuring.Row]:
     """What perturbations cost the float model; no run folder is made."""
     parts = pipeline.plan(settings, catalog)
-    model = pipeline.load(settings, parts, progress)
+    model, score_batch = pipeline.load(settings, parts, progress)
     able, _ = comparison.available(parts.quantizers, model, progress)
     calibration, texts = pipeline.windows(settings, model, progress)
-    batches = list(data.batches(calibration, settings.score_batch, model.device))
+    batches = list(data.batches(calibration, score_batch, model.device))
     return measuring.look(model, texts, chosen, progress, able, batches, parts.scorer)
 
 

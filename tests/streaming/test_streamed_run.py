@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from npft import models
 from npft.adapters import Adapter, attached, merge, trainable
-from npft.artifacts import LanguageModel
+from npft.artifacts import LanguageModel, QuantizedModel
+from npft.comparison import available
 from npft.contracts import Objective
 from npft.evaluation.quality import Original, evaluate
 from npft.grid import Grid
 from npft.noise import Noise
 from npft.objectives import KL, CrossEntropy
+from npft.progress import Silent
 from npft.quantizers import RTN, KMeans
 from npft.samplers import ChannelUniform, Residual, StepUniform
 from npft.scorers import Fisher
@@ -58,7 +60,7 @@ def gradients(model: LanguageModel, chosen: Any, objective: Objective) -> list[T
         with torch.no_grad():
             for parameter in trainable(wrapped):
                 parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
-        student = Student(wrapped, view, objective, noise)
+        student = Student(wrapped, view, objective, objective, noise)
         tokens = tiny_tokens()
         with torch.enable_grad():
             original = student.original(tokens)
@@ -167,3 +169,19 @@ def test_saved_as_an_ordinary_folder(tmp_path: Any) -> None:
     with torch.no_grad():
         logits = [m.network(input_ids=tiny_tokens()).logits for m in (resident(), loaded)]
     assert torch.equal(*logits)
+
+
+class WholeModel(RTN):
+    """Wants the whole network at once, as GPTQ's and AWQ's libraries do."""
+
+    name: ClassVar[str] = "whole"
+
+    def quantize(self, *args: Any, **options: Any) -> QuantizedModel:
+        return super().quantize(*args, **options)
+
+
+def test_quantizers_of_whole_networks_are_not_available() -> None:
+    able, unable = available([RTN(), WholeModel()], streamed(), Silent())
+    assert [quantizer.name for quantizer in able] == ["rtn"]
+    assert "--memory resident" in unable["whole-4"]
+    assert len(available([RTN(), WholeModel()], resident(), Silent())[0]) == 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from npft.artifacts import LinearLayer
 from npft.errors import NpftError
 
-AT_ONCE = 2**28
+AT_ONCE = 2**30
 """Bytes of sequences' own gradients of one matrix at a time; at least one sequence's."""
 
 
