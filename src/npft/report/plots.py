@@ -8,9 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from npft.artifacts import Channel, Sensitivity, StepLoss
 from npft.errors import abridged, printable
@@ -114,8 +121,9 @@ def sensitivity(channels: Sequence[Channel]) -> str:
         figure = _figure(3.0 * len(channels))
         for axes, channel in zip(_panels(figure, len(channels)), channels, strict=True):
             axes.vlines(channel.outputs, channel.after, channel.before, color=INK, alpha=0.25)
-            axes.plot(channel.outputs, channel.before, "o", color=COLORS["original"])
-            axes.plot(channel.outputs, channel.after, "o", color=COLORS["tuned"])
+            size = 4 if len(channel.outputs) < 100 else 2
+            axes.plot(channel.outputs, channel.before, "o", color=COLORS["original"], ms=size)
+            axes.plot(channel.outputs, channel.after, "o", color=COLORS["tuned"], ms=size)
             axes.plot([], [], "o", color=COLORS["original"], label="original")
             axes.plot([], [], "o", color=COLORS["tuned"], label="tuned")
             if min([*channel.before, *channel.after]) > 0:
@@ -141,8 +149,8 @@ def places(found: Sensitivity) -> str:
         panels = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flatten()
         for axes, (kind, blocks) in zip(panels, kinds.items(), strict=False):
             drawn = axes.imshow(
-                blocks, aspect="auto", cmap=HEAT, extent=(0, 1, len(blocks), 0), vmin=0, vmax=most,
-                interpolation="nearest",
+                blocks, aspect="auto", cmap=HEAT, extent=(0, 1, len(blocks), 0),
+                norm=PowerNorm(0.5, vmin=0, vmax=most), interpolation="nearest",
             )  # fmt: skip
             axes.set_title(_plain(kind), fontsize=8)
             axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -153,6 +161,8 @@ def places(found: Sensitivity) -> str:
         figure.supxlabel("input channel, as a share of the layer's", fontsize=8)
         figure.supylabel("block", fontsize=8)
         bar = figure.colorbar(drawn, ax=panels, location="top", aspect=40, shrink=0.6)
+        bar.ax.xaxis.set_major_locator(FixedLocator([0, 0.04, 0.16, 0.36, 0.64, 1]))
+        bar.ax.xaxis.set_minor_locator(NullLocator())
         bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         bar.set_label("of a layer's outliers", fontsize=8)
         return _svg(figure, "places")
