@@ -1,6 +1,6 @@
-"""What the README says of reliability, measured: kills survived, runs soaked.
+"""What the README says of reliability, measured: kills survived, runs repeated and soaked.
 
-    python benchmarks/reliability.py kills|soak [--help]
+    python benchmarks/reliability.py kills|repeat|soak [--help]
 
 Each is a module of that name in ``reliability_checks`` with a ``main(arguments)``; what it finds
 is printed, and the exit status is 1 where something was lost.

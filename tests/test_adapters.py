@@ -12,7 +12,7 @@ from tiny import tiny_model, tiny_network, tiny_tokens
 from torch import Tensor
 
 from npft import adapters
-from npft.adapters import Adapter, attached, extract, load_adapter, merge
+from npft.adapters import Adapter, attached, extract, load_adapter, merge, trainable
 from npft.artifacts import LanguageModel
 from npft.errors import NpftError
 
@@ -250,3 +250,21 @@ def test_normalisations_of_a_bfloat16_model_learn_in_float32(architecture: str) 
     moved = [(a - b.float()).abs().min() for a, b in zip(kept, before, strict=True)]
     assert min(moved) > 9e-4
     assert merge(model, adapter).network.dtype == torch.bfloat16
+
+
+def test_an_adapter_with_normalisations_merges_alike_from_its_folder(tmp_path: Path) -> None:
+    model = tiny_model()
+    layers = list(model.layers)
+    with (
+        attached(model, layers, rank=2, alpha=4, dropout=0.0, norms=True, seed=0) as (wrapped, _),
+        torch.no_grad(),
+    ):
+        for parameter in trainable(wrapped):
+            parameter.add_(0.1)
+        adapter = extract(wrapped, [])
+    adapter.save(tmp_path)
+    one, other = merge(model, adapter), merge(model, load_adapter(tmp_path))
+    for name, values in one.network.state_dict().items():
+        assert torch.equal(other.network.state_dict()[name], values), name
+    norm = "model.norm.weight"
+    assert not torch.equal(one.network.state_dict()[norm], model.network.state_dict()[norm])

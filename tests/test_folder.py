@@ -22,7 +22,7 @@ def test_what_was_finished_stays(tmp_path) -> None:
             (draft / "half").write_text("x")
             raise ValueError("boom")
     names = {path.name for path in (tmp_path / "r").iterdir()} - {folder.LOCK}
-    assert names == {"config.toml"}
+    assert names == {"config.toml", folder.STAGES}
 
 
 def test_a_second_writing_replaces_the_first_whole(tmp_path) -> None:

@@ -57,19 +57,22 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_run_is_refused_meanwhile(kills, t
     process = kills.start(model, run)
     while not (run / "scores").is_dir():
         assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGSTOP)  # the second may take its time
     command = [sys.executable, "-m", "npft", "run", "--model", str(model), "--output", str(run)]
-    second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    second = subprocess.run(
+        [*command, *SHORT], capture_output=True, text=True, check=False, timeout=300
+    )
     assert second.returncode == 1
     assert "in use by another run" in second.stderr
-    if process.poll() is None:  # else it was quicker than the refusal
-        process.send_signal(signal.SIGINT)
-        errors = process.communicate()[1]
-        assert process.returncode == 130
-        assert errors.strip().splitlines()[-1] == (
-            f"npft: stopped, and what is done is in {run}: the same command with --output {run} "
-            "goes on from there"
-        )
-        assert "Traceback" not in errors
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    errors = process.communicate()[1]
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == (
+        f"npft: stopped, and what is done is in {run}: the same command with --output {run} "
+        "goes on from there"
+    )
+    assert "Traceback" not in errors
     kills.finish(model, run)
 
 

@@ -3,7 +3,7 @@
 A run of a tiny model in a process of its own is killed with SIGKILL at a random moment after it
 has locked its folder; the same command goes on, and may be killed again. When it gets to its end,
 every file that it leaves is compared with that of a run that nobody disturbed, and the next one
-starts, until as many kills as asked for have hit.
+starts, until as many kills as asked for have hit. A kill after the last stage does not count.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def survive(place: Path, kills: int, seed: int) -> tuple[int, int, list[str]]:
             moment = moments.uniform(0, seconds)
             if not killed(model, run, moment):
                 break
+            if stages(run) == stages(whole):  # too late to be counted: only the report was left
+                finish(model, run)
+                break
             landed += 1
             print(f"kill {landed}: {moment:.2f} s, {state(run)}", file=sys.stderr, flush=True)
         else:
@@ -127,12 +130,17 @@ def check(process: subprocess.Popen[str]) -> None:
         raise SystemExit(f"npft run ended with status {process.returncode}: {errors}")
 
 
+def stages(run: Path) -> int:
+    """How many stages a run has done."""
+    return len(list((run / STAGES).rglob("*.json")))
+
+
 def state(run: Path) -> str:
     """How far a killed run had come."""
-    done = len(list((run / STAGES).rglob("*.json")))
     pieces = [file.name for file in (run / ".work").rglob("*.safetensors") if "@" in str(file)]
     broken = [file.name for file in run.rglob(".*.part")]
-    return f"{done} stages done, {len(pieces)} pieces of the next, half-written: {broken or 'none'}"
+    half = ", ".join(broken) or "nothing"
+    return f"{stages(run)} stages done, {len(pieces)} pieces of the next, half-written: {half}"
 
 
 def compare(whole: Path, run: Path) -> list[str]:

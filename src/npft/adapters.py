@@ -80,7 +80,7 @@ def load_adapter(folder: Path) -> Adapter:
 
 
 class _Settings(BaseModel):
-    """What of ``adapter_config.json`` a plain LoRA has."""
+    """What of ``adapter_config.json`` a plain LoRA has, and the names of trained modules."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -90,6 +90,7 @@ class _Settings(BaseModel):
     target_modules: list[str]
     fan_in_fan_out: bool = False
     use_rslora: bool = False
+    modules_to_save: list[str] | None = None
 
 
 _IDLE = {"peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"}

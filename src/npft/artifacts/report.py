@@ -95,7 +95,7 @@ class Report:
     """Every number of a run, and what is needed to know how it came about.
 
     Attributes:
-        seconds: wall-clock time by stage.
+        seconds: wall-clock time by stage; of one that was interrupted, since it was taken up again.
         sensitivity: what tuning does to the most sensitive weights, where both were scored.
         unavailable: settings that a quantizer cannot do here, by label, each with the reason.
         notes: what went otherwise than asked, one sentence each.

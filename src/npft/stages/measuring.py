@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -66,12 +67,16 @@ def measure(
     ]
     if work.tasks is not None:
         asked = work.tasks.settings.model_dump(mode="json")
-        versions = {"lm_eval": metadata.version("lm_eval")}
+        own = work.tasks.settings.include_path
+        harness = {
+            "lm_eval": metadata.version("lm_eval"),
+            "files": None if own is None else fingerprints.of_files(Path(own)),
+        }
         stages.append(
             _rows(
                 work,
                 f"{of}/@tasks",
-                {**inputs, "tasks": asked, "harness": versions},
+                {**inputs, "tasks": asked, "harness": harness},
                 lambda: _on_tasks(work, runnable(), about(), setting),
                 (_report(variant.name, setting),),
             )
