@@ -16,7 +16,7 @@ from torch import Tensor
 from npft.artifacts import LinearLayer, Outliers
 from npft.errors import NpftError, in_one_line
 from npft.evaluation.most_sensitive import MostSensitive
-from npft.outliers import Scope, check_gamma
+from npft.outliers import Scope
 
 Layers = Mapping[str, LinearLayer]
 
@@ -30,7 +30,7 @@ def outliers(file: Path, layers: Layers, device: str) -> tuple[dict[str, Outlier
     with _telling(file), safe_open(file, framework="pt", device=device) as stored:
         about = _about(stored)
         gamma = float(about["gamma"])
-        check_gamma(gamma)
+        _require(0 < gamma <= 1, f"its gamma is {gamma}")
         everything = json.loads(about["everything"])
         scope: Scope = "model" if about.get("scope") == "model" else "matrix"
         chosen = {}
