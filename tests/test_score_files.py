@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,14 @@ def test_broken_scores(name: str, change: Change, part: str, work: Workspace) ->
 def test_files_that_are_no_safetensors(name: str, work: Workspace) -> None:
     (work.folder / "scores" / name).write_bytes(b"\xff" * 100)
     refusal(lambda: stages.load_scored(work), name, "run npft score again")
+
+
+def test_a_shape_of_too_many_dimensions(work: Workspace) -> None:
+    """safetensors knows no limit, and torch one of 64."""
+    file = work.folder / "scores" / KEPT
+    header = json.dumps({LAYER: {"dtype": "F32", "shape": [0] * 65, "data_offsets": [0, 0]}})
+    file.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    refusal(lambda: stages.load_scored(work), KEPT, "run npft score again")
 
 
 def test_scores_of_another_model(work: Workspace, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from npft.outliers import Scope
 
 Layers = Mapping[str, LinearLayer]
 
+# RuntimeError is torch's, of shapes with more than 64 dimensions.
+_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
+
 
 def outliers(file: Path, layers: Layers, device: str) -> tuple[dict[str, Outliers], float, Scope]:
     """The positions of each layer, gamma, and where its top was taken.
@@ -111,7 +114,7 @@ def _require(fine: bool, what: str) -> None:
 def _telling(file: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise NpftError(
             f"{str(file)!r} does not hold scores of this model ({in_one_line(error)}): run npft "
             "score again"
