@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from refusals import refusal
 from tiny import tiny_model, tiny_network, tiny_tokens
 from torch import Tensor
 
@@ -268,3 +270,61 @@ def test_an_adapter_with_normalisations_merges_alike_from_its_folder(tmp_path: P
         assert torch.equal(other.network.state_dict()[name], values), name
     norm = "model.norm.weight"
     assert not torch.equal(one.network.state_dict()[norm], model.network.state_dict()[norm])
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "megatron.other"}, "'megatron_config'"),
+        ({"use_dora": True}, "'use_dora'"),
+        ({"rank_pattern": {"q_proj": 3}}, "'rank_pattern'"),
+        ({"modules_to_save": ["lm_head"]}, "'modules_to_save'"),
+        ({"eva_config": {"rho": 2}}, "'eva_config'"),
+        ({"bias": "all"}, "'bias'"),
+        ({"unheard_of": 1}, "'unheard_of'"),
+    ],
+)
+def test_more_than_a_plain_lora_is_refused(changes, part, tmp_path: Path) -> None:
+    """peft would import modules that an adapter names, and merge other things than B A."""
+    random_adapter(tiny_model()).save(tmp_path)
+    change(tmp_path, changes)
+    refusal(lambda: load_adapter(tmp_path), str(tmp_path), part, "plain LoRA")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": 0},
+        {"r": "4"},
+        {"lora_alpha": math.nan},
+        {"lora_alpha": -1},
+        {"target_modules": "(a+)+$"},
+        {"target_modules": None},
+        {"lora_dropout": 1},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changes, tmp_path: Path) -> None:
+    random_adapter(tiny_model()).save(tmp_path)
+    change(tmp_path, changes)
+    refusal(lambda: load_adapter(tmp_path), str(tmp_path), "no readable adapter")
+
+
+def test_a_rank_that_its_weights_do_not_have_is_refused(tmp_path: Path) -> None:
+    """An adapter of that rank is made before its weights are put in, and may be huge."""
+    random_adapter(tiny_model()).save(tmp_path)
+    change(tmp_path, {"r": 10**9})
+    refusal(lambda: load_adapter(tmp_path), "rank 1000000000", "lora_A")
+
+
+def test_an_adapter_that_lacks_a_layer_is_refused() -> None:
+    """It would be merged as far as it goes."""
+    model = tiny_model()
+    adapter = random_adapter(model)
+    name = next(iter(adapter.weights))
+    del adapter.weights[name]
+    refusal(lambda: merge(model, adapter), "does not belong to this model", "lora_")
+
+
+def change(folder: Path, changes: dict[str, object]) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

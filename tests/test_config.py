@@ -1,7 +1,10 @@
 import pytest
+from refusals import refusal
 
 from npft import config
 from npft.errors import NpftError
+from npft.plugins import build
+from npft.tuning import Tuning
 
 BASE = {"model": "m", "output": "o"}
 
@@ -96,3 +99,29 @@ def test_broken_toml_is_one_sentence(tmp_path) -> None:
         config.read(file)
     with pytest.raises(NpftError, match="cannot be read"):
         config.read(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
+def test_numbers_that_are_not_finite_are_refused(value) -> None:
+    """They have no word in JSON, through which a configuration passes: they were dropped."""
+    values = {**BASE, "tuning": {"lr": 1e-3}}
+    config.set_option(values, f"tuning.lr={value}")
+    refusal(lambda: build(Tuning, "tuning", config.make(values).tuning), "lr", "finite")
+
+
+@pytest.mark.parametrize("kind", ["tuning", "sampler"])
+@pytest.mark.parametrize("value", [3, "word", [1], True])
+def test_an_option_of_what_is_no_table_is_refused(kind, value) -> None:
+    refusal(lambda: config.set_option({**BASE, kind: value}, f"{kind}.x=1"), kind, "table")
+
+
+@pytest.mark.parametrize("value", [3, "word", [1], [{}], [{"name": 3}], {"name": "rtn"}])
+def test_options_of_quantizers_that_are_none_are_refused(value) -> None:
+    refusal(lambda: config.set_option({**BASE, "quant": value}, "quant.bits=3"), "quant", "list")
+
+
+def test_values_that_are_deep_or_long_are_told_in_short() -> None:
+    values: dict = dict(BASE)
+    config.set_option(values, "tuning.lr=" + "[" * 50_000)
+    refusal(lambda: build(Tuning, "tuning", values["tuning"]), "lr")
+    refusal(lambda: config.set_option(values, "x" * 50_000), "KIND.OPTION")

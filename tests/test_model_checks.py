@@ -421,3 +421,33 @@ def test_a_hub_id_is_loaded_and_checked_like_a_folder(tiny_folder: Path, tmp_pat
     ]
     for sentence, parts in zip(refusals, expected, strict=True):
         assert all(part in sentence for part in parts), sentence
+
+
+# What the files claim to be
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": 10**9},
+        {"hidden_size": 10**8},
+        {"intermediate_size": 2**40},
+        {"num_hidden_layers": 10**7},
+    ],
+)
+def test_a_configuration_of_more_than_the_files_have(folder: Path, changes) -> None:
+    """Before any of that memory is taken, and before millions of layers are built."""
+    change_config(folder, **changes)
+    refused(folder, "get")
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", "", "..", 3, None])
+def test_an_index_that_leads_elsewhere(folder: Path, name: object) -> None:
+    index = {"metadata": {}, "weight_map": {MATRIX: name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "no file beside it", "trust")
+
+
+def test_an_index_without_a_map(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+    refused(folder, "weight_map")

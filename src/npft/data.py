@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npft.errors import NpftError, in_one_line
+from npft.errors import NpftError, abridged, in_one_line
 from npft.seeding import generator
 
 BUILTIN = "builtin"
@@ -166,7 +166,7 @@ def _document(line: str, where: str) -> str:
     if not isinstance(row, dict):
         raise NpftError(f"{where} is not a JSON object: each line needs a 'text' field")
     if "text" not in row:
-        names = ", ".join(map(repr, row)) or "none"
+        names = abridged(", ".join(map(repr, row)), 200) or "none"
         raise NpftError(f"{where} has no 'text' field, its fields are {names}: rename one")
     text = row["text"]
     if not isinstance(text, str):

@@ -108,11 +108,13 @@ def _header(cursor: _Cursor) -> Header:
         value = _value(cursor, cursor.number("I", "a type of the metadata"), key)
         if value is not None:
             known[key] = value
-    start = f"{known.get('general.architecture')}."
+    architecture = known.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise Malformed("its metadata has no general.architecture")
     numbers = {
         key.rpartition(".")[2]: value
         for key, value in known.items()
-        if key.startswith(start) and isinstance(value, int)
+        if key.startswith(f"{architecture}.") and isinstance(value, int)
     }
     elements = 0
     blocks = set()

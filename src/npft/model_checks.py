@@ -151,7 +151,7 @@ def _check_weights_needed(source: str, needed: int, most: int) -> None:
     if needed > 2 * most + _SMALL:
         raise NpftError(
             f"model {source!r} has {abridged(str(needed))} weights by its configuration, more than "
-            "its files hold: get both from one place"
+            "its files hold: get it again, or both from one place"
         )
 
 
@@ -174,7 +174,7 @@ def _check_shards(index: Path) -> None:
     if not isinstance(shards, dict):
         raise NpftError(f"model file {str(index)!r} has no weight_map: get the model again")
     for name in shards.values():
-        if not isinstance(name, str) or Path(name).name != name or not name:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
             raise NpftError(
                 f"model file {str(index)!r} names the weights {abridged(repr(name))}, which is no "
                 "file beside it: get the model from where you trust it"

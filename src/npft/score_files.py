@@ -16,9 +16,12 @@ from torch import Tensor
 from npft.artifacts import LinearLayer, Outliers
 from npft.errors import NpftError, in_one_line
 from npft.evaluation.most_sensitive import MostSensitive
-from npft.outliers import Scope, check_gamma
+from npft.outliers import Scope
 
 Layers = Mapping[str, LinearLayer]
+
+# RuntimeError is torch's, of shapes with more than 64 dimensions.
+_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 def outliers(file: Path, layers: Layers, device: str) -> tuple[dict[str, Outliers], float, Scope]:
@@ -30,7 +33,7 @@ def outliers(file: Path, layers: Layers, device: str) -> tuple[dict[str, Outlier
     with _telling(file), safe_open(file, framework="pt", device=device) as stored:
         about = _about(stored)
         gamma = float(about["gamma"])
-        check_gamma(gamma)
+        _require(0 < gamma <= 1, f"its gamma is {gamma}")
         everything = json.loads(about["everything"])
         scope: Scope = "model" if about.get("scope") == "model" else "matrix"
         chosen = {}
@@ -111,7 +114,7 @@ def _require(fine: bool, what: str) -> None:
 def _telling(file: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise NpftError(
             f"{str(file)!r} does not hold scores of this model ({in_one_line(error)}): run npft "
             "score again"

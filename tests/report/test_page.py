@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 from refusals import refusal
 from tiny import save_tiny
 
-from npft.artifacts import Report, Row
+from npft.artifacts import Channel, Report, Row, Sensitivity, StepLoss
 from npft.cli import cli
 from npft.report import comparison, page
-from npft.report.reading import BENCH, RESULTS, Found, read_run
+from npft.report.reading import BENCH, RESULTS, Bench, Found, read_run
 
 
 class Reader(HTMLParser):
@@ -155,6 +157,85 @@ def test_whatever_is_shown_is_escaped(render) -> None:
     assert "<script>alert" not in text
     assert "<svg onload" not in text
     assert "&lt;script&gt;alert(1)" in text
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and what scripts hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self.cdata_elem == "script":
+            self.scripts[-1] += data
+
+
+def everywhere() -> Found:
+    """A run with the hostile name wherever there is a name, in every plot too."""
+    found = hostile()
+    math = HOSTILE + "$\\x{$\x1b[31m--><!--"
+    report = replace(
+        found.report,
+        rows=[replace(row, quantizer=math, dataset=math) for row in found.report.rows],
+        losses={math: [StepLoss(1, 1.0, 2.0), StepLoss(2, 1.0, None)], "tuned": []},
+        seconds={math: 1.0},
+        environment={math: math},
+        sensitivity=Sensitivity(
+            0.1, 1, 1, 2, 2, [Channel(math, 1, [1], [1.0], [2.0])], {math: [1, 2]}
+        ),
+    )
+    bench = Bench.model_validate(
+        {
+            "rows": [
+                {"what": "decode", "variant": math, "tokens": 1, "milliseconds": 1, "floor_ms": 1}
+            ],
+            "environment": {"gpu": math},
+        }
+    )
+    words = {"name": math, math: math}
+    settings: dict[str, Any] = {word: words for word in ("scorer", "sampler", "tuning")}
+    settings |= {"model": math, "evaluate": words, "provenance": words, "recipe": math}
+    return Found(math, report, settings, bench)
+
+
+@pytest.mark.parametrize("render", [page.render, lambda one: comparison.render([one, one])])
+def test_a_page_of_hostile_names_has_no_tag_of_theirs(render) -> None:
+    text = render(everywhere())
+    read, plain = Tags(text), Tags(render(hostile()))
+    kinds = {tag for tag, _ in read.tags}
+    known = {tag for tag, _ in plain.tags} | {"path", "g", "use", "defs", "clippath", "rect"}
+    assert kinds <= known | {"text", "style", "image", "tspan", "lineargradient", "stop"}
+    for tag, attributes in read.tags:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        assert tag != "script" or attributes.get("type") == "application/json"
+    carried = [json.loads(script) for script in read.scripts]
+    if carried:
+        assert carried[0]["rows"][0]["dataset"] == everywhere().report.rows[0].dataset
+    ElementTree.fromstring(
+        text[text.index("<svg") : text.index("</svg>") + 6].replace("xlink:", "")
+    )
+
+
+def test_lists_that_do_not_fit_together_are_refused(run: Path, tmp_path) -> None:
+    results = json.loads((run / RESULTS).read_text())
+    for place, value in (("channels", []), ("places", {"a": [1], "b": [1, 2]})):
+        broken = {**results, "sensitivity": {**results["sensitivity"], place: value}}
+        (tmp_path / RESULTS).write_text(json.dumps(broken))
+        refusal(lambda: read_run(tmp_path), "sensitivity", "fit together")
+
+
+def test_settings_of_the_wrong_kind_are_refused(run: Path, tmp_path) -> None:
+    shutil.copy(run / RESULTS, tmp_path)
+    (tmp_path / "config.toml").write_text("evaluate = 3")
+    refusal(lambda: read_run(tmp_path), "config.toml", "evaluate")
 
 
 def test_comparison_marks_the_better_run(run: Path) -> None:
