@@ -69,6 +69,10 @@ class Task(ABC):
     def loss(self, answer: Answer, indices: Tensor) -> Tensor:
         """The task's own loss on the training images of these indices."""
 
+    def distilled(self, answer: Answer, teacher: Tensor, indices: Tensor) -> Tensor:
+        """Knowledge distillation from the teacher's logits on these images."""
+        return softened(answer.logits, teacher)
+
     @abstractmethod
     def score(self, network: nn.Module, part: str) -> float:
         """Per cent right on ``validation`` or ``test``; more is better."""
@@ -132,7 +136,7 @@ def taught(
     theirs = known.maps()
 
     def distilled(epoch: int, indices: Tensor, answer: Answer) -> Tensor:
-        loss = softened(answer.logits, known.logits[indices])
+        loss = task.distilled(answer, known.logits[indices], indices)
         if method == KD:
             return loss
         maps = [stage[indices] for stage in theirs]

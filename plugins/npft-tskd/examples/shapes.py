@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from detector import Detector, detection_loss, objects, targets
+from detector import BACKGROUND, Detector, detection_loss, objects, targets
 from distilling import Answer, Task, compare, look
 from shapes_task import draw, mean_average_precision
 from torch import Tensor, nn
+
+from npft_tskd.loss import softened
 
 
 class Shapes(Task):
@@ -31,6 +33,14 @@ class Shapes(Task):
 
     def loss(self, answer: Answer, indices: Tensor) -> Tensor:
         return detection_loss(answer, self.classes[indices], self.boxes[indices])
+
+    def distilled(self, answer: Answer, teacher: Tensor, indices: Tensor) -> Tensor:
+        """Over cells with an object and over those without, each by its mean, as in the loss."""
+        here = self.classes[indices] != BACKGROUND
+        return sum(
+            (softened(answer.logits[cells], teacher[cells]) for cells in (here, ~here)),
+            start=torch.zeros(()),
+        )
 
     def score(self, network: nn.Module, part: str) -> float:
         images, truths = self.held_back[part]
