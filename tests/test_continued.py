@@ -14,7 +14,7 @@ from torch import Tensor
 
 from npft.adapters import Adapter
 from npft.artifacts import LanguageModel, Outliers
-from npft.contracts import Draw, Sampler
+from npft.contracts import Draw, Loss, Sampler
 from npft.grid import Grid
 from npft.objectives import KL, CrossEntropy
 from npft.outliers import select
@@ -193,6 +193,53 @@ def test_what_another_sampler_remembers(tells: bool) -> None:
     assert len(memory.saved) == (2 if tells else 0)
     if tells:
         assert same(stopped_and_continued(train, 2), whole)
+
+
+class Growing(KL):
+    """A loss that grows with every call and epoch."""
+
+    name: ClassVar[str] = "growing"
+
+    def begin(self, seed: int) -> Loss:
+        return Grown()
+
+
+class Grown:
+    def __init__(self) -> None:
+        self.calls = torch.zeros(())
+        self.epochs: list[int] = []
+
+    def new_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    def loss(self, student: Any, tokens: Tensor, original: Any) -> Tensor:
+        self.calls += 1
+        factor = self.calls + 10 * sum(self.epochs)
+        return factor * KL().loss(student, tokens, original)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"calls": self.calls, "epochs": torch.tensor(self.epochs)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.calls = state["calls"].clone()
+        self.epochs = [int(epoch) for epoch in state["epochs"]]
+
+
+def test_what_an_objective_remembers() -> None:
+    """Each tuning begins its own, which is told of every epoch and taken up again."""
+    model = tiny_model()
+
+    def train(memory: Memory | None) -> Adapter:
+        return tune(
+            model, tiny_tokens(), some(model), uniform(0.1), Growing(),
+            settings(balance=False), checkpoint=memory,
+        )  # fmt: skip
+
+    memory = Memory()
+    whole = train(memory)
+    assert same(train(None), whole)
+    assert memory.saved[-1][0]["objective.epochs"].tolist() == [1]
+    assert same(stopped_and_continued(train, 2), whole)
 
 
 def test_a_state_is_the_same_whoever_listens() -> None:

@@ -7,7 +7,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 from digits_task import Network, digits
-from distilling import Answer, Task, compare, look
+from distilling import KD, Answer, Task, compare, look
 from torch import Tensor, nn
 
 
@@ -16,6 +16,7 @@ class Digits(Task):
 
     unit = "test accuracy, %"
     rates = (0.02, 0.05, 0.1, 0.2)
+    base = KD
 
     def __init__(self) -> None:
         """On the sets of :func:`digits_task.digits`."""

@@ -25,9 +25,8 @@ CHOOSING_SEED = 100
 
 PLAIN = "task alone"
 KD = "KD"
-ATTENTION = "KD + attention transfer"
-TSKD = {f"KD + TSKD, interval {interval}": interval for interval in (5, 1)}
-METHODS = (PLAIN, KD, ATTENTION, *TSKD)
+ATTENTION = "attention transfer"
+TSKD = {f"TSKD, interval {interval}": interval for interval in (5, 1)}
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,13 @@ class Task(ABC):
     unit: str
     rates: tuple[float, ...]
     """The learning rates to choose from."""
+    base: str
+    """What the methods that look at features are added to: KD, or PLAIN."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All that are compared."""
+        return (*dict.fromkeys((PLAIN, self.base)), ATTENTION, *TSKD)
 
     @abstractmethod
     def teacher(self) -> nn.Module:
@@ -122,7 +128,7 @@ def look(network: nn.Module, images: Tensor) -> Answer:
 def taught(
     method: str, task: Task, guide: nn.Module, epochs: int, rate: float, seed: int
 ) -> nn.Module:
-    """A student trained by one of :data:`METHODS`."""
+    """A student trained by one of the task's methods."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = task.student()
@@ -132,14 +138,15 @@ def taught(
     theirs = known.maps()
 
     def distilled(epoch: int, indices: Tensor, answer: Answer) -> Tensor:
-        loss = softened(answer.logits, known.logits[indices])
-        if method == KD:
-            return loss
+        loss = answer.logits.new_zeros(())
+        if task.base == KD:
+            loss = loss + softened(answer.logits, known.logits[indices])
         maps = [stage[indices] for stage in theirs]
         if method == ATTENTION:
-            return loss + attention_transfer(answer.maps(), maps)
-        supervised: Tensor = review(epoch, indices.tolist(), answer.maps(), maps)
-        return loss + supervised
+            loss = loss + attention_transfer(answer.maps(), maps)
+        if method in TSKD:
+            loss = loss + review(epoch, indices.tolist(), answer.maps(), maps)
+        return loss
 
     if method == PLAIN:
         train(network, task, epochs, rate, seed)
@@ -165,7 +172,7 @@ def compare(task: Task, epochs: int, seeds: int) -> None:
     print(f"{len(task.images)} training images, {epochs} epochs, {seeds} seeds")
     print(f"teacher, test: {task.score(guide, 'test'):.1f}\n")
     rows = {}
-    for method in METHODS:
+    for method in task.methods:
         rate = _best_rate(method, task, guide, epochs)
         rows[method] = (
             rate,
@@ -175,11 +182,12 @@ def compare(task: Task, epochs: int, seeds: int) -> None:
             ],
         )
         print(f"{method}: {rows[method][1]}", file=sys.stderr)
-    print(f"| method | lr | {task.unit} | against KD |\n| --- | --- | --- | --- |")
-    base = statistics.mean(rows[KD][1])
+    print(f"| method | lr | {task.unit} | against {task.base} |\n| --- | --- | --- | --- |")
+    base = statistics.mean(rows[task.base][1])
     for method, (rate, scores) in rows.items():
         mean, spread = statistics.mean(scores), statistics.stdev(scores)
-        print(f"| {method} | {rate} | {mean:.1f} ± {spread:.1f} | {mean - base:+.1f} |")
+        added = f"{task.base} + " if method not in (PLAIN, KD) else ""
+        print(f"| {added}{method} | {rate} | {mean:.1f} ± {spread:.1f} | {mean - base:+.1f} |")
 
 
 def _best_rate(method: str, task: Task, guide: nn.Module, epochs: int) -> float:

@@ -58,9 +58,9 @@ def test_state_goes_there_and_back(capacity: int, batches: list[tuple[int, list[
     for number, (epoch, keys) in enumerate(sorted(batches, key=lambda batch: batch[0])):
         stages = [torch.full((len(keys), 2), float(number)), torch.rand(len(keys), 1, 1)]
         memory.store(epoch, keys, stages)
-    state = memory.state_dict()
-    assert len({name.partition("/")[0] for name in state}) <= capacity
-    other.load_state_dict(state)
+    state = memory.state()
+    assert len({name.partition(".")[0] for name in state}) <= capacity
+    other.load_state(state)
     ours, theirs = memory.recall(range(5)), other.recall(range(5))
     assert ours[0] == theirs[0]
     assert all(torch.equal(a, b) for a, b in zip(ours[1], theirs[1], strict=True))

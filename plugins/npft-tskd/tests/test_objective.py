@@ -18,9 +18,9 @@ from npft.losses import divergence, sequence_losses
 from npft.objectives import KL
 from npft.outliers import select
 from npft.plugins import discover
-from npft.samplers import Residual
+from npft.samplers import Residual, StepUniform
 from npft.testing import check_objective
-from npft.tuning import Tuning, tune
+from npft.tuning import State, Tuning, tune
 from npft_tskd.course import digest, spread
 from npft_tskd.objective import TSKD
 
@@ -132,6 +132,59 @@ def test_tuning_is_repeated_bit_for_bit_and_reviews_matter(architecture: str, te
     assert torch.equal(first, adapter(TSKD(memories=1)))
     assert torch.equal(adapter(TSKD(memories=3, weight=0)), adapter(KL()))
     assert not torch.equal(first, adapter(KL()))
+
+
+class Stopped(BaseException):
+    """As sudden as Ctrl-C."""
+
+
+class Kept:
+    """A checkpoint that stops the training after so many epochs, once."""
+
+    def __init__(self, stop_after: int | None) -> None:
+        self.states: list[State] = []
+        self.stop_after = stop_after
+
+    def load(self) -> State | None:
+        return self.states[-1] if self.states else None
+
+    def save(self, state: State) -> None:
+        copies = {name: values.detach().clone() for name, values in state.tensors.items()}
+        self.states.append(State(copies, json.loads(json.dumps(state.numbers))))
+        if len(self.states) == self.stop_after:
+            self.stop_after = None
+            raise Stopped
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_tuning_goes_on_as_if_nothing_had_been(after: int) -> None:
+    """After a memory, after a review, after the next memory."""
+    model, windows = tiny_model(), tiny_tokens(8)
+    everywhere = select(((n, layer.weight.abs()) for n, layer in model.layers.items()), 1.0)
+
+    def train(checkpoint: Kept) -> dict[str, torch.Tensor]:
+        made = tune(
+            model, windows, everywhere, StepUniform(), TSKD(memories=1),
+            Tuning(epochs=4, lr=1e-2, rank=4), checkpoint=checkpoint,
+        )  # fmt: skip
+        return made.weights
+
+    checkpoint = Kept(after)
+    with pytest.raises(Stopped):
+        train(checkpoint)
+    continued, whole = train(checkpoint), train(Kept(None))
+    assert all(torch.equal(continued[name], values) for name, values in whole.items())
+    # and it is by what the losses told: without its memories the end is another
+    kept = checkpoint.states[0].tensors
+    forgetful = Kept(None)
+    forgetful.states = [
+        State(
+            {n: v for n, v in kept.items() if not n.startswith("objective.memory.")},
+            checkpoint.states[0].numbers,
+        )
+    ]
+    other = train(forgetful)
+    assert any(not torch.equal(other[name], values) for name, values in whole.items())
 
 
 def test_a_run(tmp_path: Path) -> None:

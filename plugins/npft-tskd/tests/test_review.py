@@ -86,7 +86,7 @@ def test_samples_without_memories_are_left_out() -> None:
 def test_a_teacher_of_another_resolution() -> None:
     review = opened()
     teacher = [attention_map(torch.randn(2, 5, 12)), attention_map(torch.randn(2, 5, 6, 8))]
-    assert float(review(3, KEYS, maps(3), teacher)) > 0
+    assert float(review(3, KEYS, maps(3), teacher).detach()) > 0
 
 
 def test_a_missing_stage_is_refused() -> None:
@@ -96,6 +96,6 @@ def test_a_missing_stage_is_refused() -> None:
 
 def test_it_goes_on_from_what_was_saved() -> None:
     review, other = opened(), Review([1, 2], Schedule(interval=1, memories=3))
-    other.restore(review.saved())
+    other.load_state(review.state())
     now, teacher = maps(3), maps(9)
     assert torch.equal(review(3, KEYS, now, teacher), other(3, KEYS, now, teacher))

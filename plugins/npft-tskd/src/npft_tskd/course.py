@@ -56,7 +56,7 @@ class Course:
                 each block.
             original: the original model's.
         """
-        self._review.to(tokens.device)
+        self._move(tokens.device)
         keys = [digest(window) for window in tokens]
         ours, theirs = self._maps(student), self._maps(original)
         if self._review.schedule.role(self.epoch) == "review":
@@ -86,25 +86,31 @@ class Course:
         chosen = spread(len(states) - 1, self._stages)
         return [attention_map(states[block][:, self._sink :], channel_dim=-1) for block in chosen]
 
-    def saved(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """All that the reviews to come depend on, as flat tensors; the epoch among them."""
         moments = {
-            f"moments/{index}/{name}": value
+            f"moments.{index}.{name}": value
             for index, values in self._optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
-        return {"epoch": torch.tensor(self.epoch)} | moments | self._review.saved()
+        return {"epoch": torch.tensor(self.epoch)} | moments | self._review.state()
 
-    def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`saved` gave."""
-        self.epoch = int(saved["epoch"])
-        self._review.restore(saved)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in saved.items():
-            if key.startswith("moments/"):
-                _, index, name = key.split("/")
-                state.setdefault(int(index), {})[name] = value
-        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` told."""
+        self.epoch = int(state["epoch"])
+        self._review.load_state(state)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            if key.startswith("moments."):
+                _, index, name = key.split(".")
+                moments.setdefault(int(index), {})[name] = value
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+
+    def _move(self, device: torch.device) -> None:
+        """Bring the Conv-LSTMs, and what their optimizer knows, to where the student is."""
+        if next(self._review.parameters()).device != device:
+            self._review.to(device)
+            self._optimizer.load_state_dict(self._optimizer.state_dict())
 
 
 def spread(blocks: int, stages: int) -> list[int]:

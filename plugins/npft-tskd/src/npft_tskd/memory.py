@@ -28,9 +28,8 @@ class Memory:
         The oldest epoch is forgotten where this one is new and one too many.
         """
         kept = self._epochs.setdefault(epoch, {})
-        stages = [stage.detach().clone() for stage in maps]
         for row, key in enumerate(keys):
-            kept[str(key)] = [stage[row] for stage in stages]
+            kept[str(key)] = [stage[row].detach().clone() for stage in maps]
         while len(self._epochs) > self._capacity:
             del self._epochs[min(self._epochs)]
 
@@ -59,19 +58,19 @@ class Memory:
             for s in stages
         ]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything remembered, as ``EPOCH/KEY/STAGE`` to a map."""
+    def state(self) -> dict[str, Tensor]:
+        """Everything remembered, as ``EPOCH.KEY.STAGE`` to a map."""
         return {
-            f"{epoch}/{key}/{stage}": values
+            f"{epoch}.{key}.{stage}": values
             for epoch, kept in self._epochs.items()
             for key, maps in kept.items()
             for stage, values in enumerate(maps)
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Remember exactly what :meth:`state_dict` gave."""
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Remember exactly what :meth:`state` told."""
         self._epochs = {}
-        for name in sorted(state, key=lambda name: int(name.rpartition("/")[2])):
-            head, _, _ = name.rpartition("/")
-            epoch, _, key = head.partition("/")
+        for name in sorted(state, key=lambda name: int(name.rpartition(".")[2])):
+            head, _, _ = name.rpartition(".")
+            epoch, _, key = head.partition(".")
             self._epochs.setdefault(int(epoch), {}).setdefault(key, []).append(state[name])

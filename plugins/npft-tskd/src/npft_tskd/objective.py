@@ -79,7 +79,7 @@ class _Begun:
         return total + options.weight * supervised
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self._course.saved()
+        return self._course.state()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._course.restore(state)
+        self._course.load_state(state)

@@ -86,15 +86,15 @@ class Review(nn.Module):
             terms.append(F.mse_loss(predicted, target))
         return torch.stack(terms).sum()
 
-    def saved(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Weights and memories, flat, for a checkpoint of tensors alone."""
-        weights = {f"weights/{name}": value for name, value in self.state_dict().items()}
-        return weights | {f"memory/{k}": v for k, v in self.memory.state_dict().items()}
+        weights = {f"weights.{name}": value for name, value in self.state_dict().items()}
+        return weights | {f"memory.{k}": v for k, v in self.memory.state().items()}
 
-    def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`saved` gave."""
-        self.load_state_dict(_below("weights/", saved))
-        self.memory.load_state_dict(_below("memory/", saved))
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` told."""
+        self.load_state_dict(_below("weights.", state))
+        self.memory.load_state(_below("memory.", state))
 
 
 def _below(prefix: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
