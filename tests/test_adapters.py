@@ -278,7 +278,6 @@ def test_an_adapter_with_normalisations_merges_alike_from_its_folder(tmp_path: P
         ({"megatron_config": {"a": 1}, "megatron_core": "megatron.other"}, "'megatron_config'"),
         ({"use_dora": True}, "'use_dora'"),
         ({"rank_pattern": {"q_proj": 3}}, "'rank_pattern'"),
-        ({"modules_to_save": ["lm_head"]}, "'modules_to_save'"),
         ({"eva_config": {"rho": 2}}, "'eva_config'"),
         ({"bias": "all"}, "'bias'"),
         ({"unheard_of": 1}, "'unheard_of'"),
@@ -289,6 +288,13 @@ def test_more_than_a_plain_lora_is_refused(changes, part, tmp_path: Path) -> Non
     random_adapter(tiny_model()).save(tmp_path)
     change(tmp_path, changes)
     refusal(lambda: load_adapter(tmp_path), str(tmp_path), part, "plain LoRA")
+
+
+def test_more_than_normalisations_beside_it_is_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    random_adapter(model).save(tmp_path)
+    change(tmp_path, {"modules_to_save": ["lm_head"]})
+    refusal(lambda: merge(model, load_adapter(tmp_path)), "'lm_head'", "normalisations alone")
 
 
 @pytest.mark.parametrize(

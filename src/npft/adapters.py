@@ -242,6 +242,12 @@ def merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
     """
     from peft import set_peft_model_state_dict
 
+    other = set(adapter.config.modules_to_save or ()) - _normalisations(model).keys()
+    if other:
+        raise NpftError(
+            f"the adapter trains {abridged(repr(min(other)))}, and npft merges LoRA and trained "
+            "normalisations alone: merge it with the software that made it"
+        )
     merged = model.copy()
     try:
         with isolated_rng(0, "merge"):
