@@ -216,8 +216,13 @@ def test_normalisations_are_trained_merged_and_put_back(architecture: str) -> No
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
         wrapped.eval()
         adapted = logits(wrapped)
-        with wrapped.disable_adapter():
+        with adapters.Switches(wrapped).without_adapter():
             off = logits(wrapped)
+            flags = [p.requires_grad for p in wrapped.parameters()]
+        assert not any(flags)
+        assert torch.equal(logits(wrapped), adapted)
+        with wrapped.disable_adapter():
+            assert torch.equal(logits(wrapped), off)
         adapter = extract(wrapped, [])
     assert {f"base_model.model.{name}" for name in norms} == {
         name for name in adapter.weights if ".lora_" not in name

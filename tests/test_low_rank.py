@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
-from npft.adapters import attached, dropout_of_adapter, trainable
+from npft.adapters import Switches, attached, trainable
 from npft.losses import sequence_losses
 
 Results = tuple[Tensor, list[Tensor]]
@@ -63,7 +63,7 @@ def test_in_half_precision_too() -> None:
 def test_dropout_is_peft_s_own() -> None:
     def run(wrapped: Any) -> Results:
         torch.manual_seed(3)
-        with dropout_of_adapter(wrapped):
+        with Switches(wrapped).dropout():
             return losses_and_gradients(wrapped)
 
     with torch.random.fork_rng(devices=[]):
@@ -75,7 +75,7 @@ def test_dropout_is_peft_s_own() -> None:
 
 def test_an_adapter_that_is_off_does_nothing() -> None:
     def run(wrapped: Any) -> Results:
-        with torch.no_grad(), wrapped.disable_adapter():
+        with torch.no_grad(), Switches(wrapped).without_adapter():
             return wrapped(input_ids=tiny_tokens()).logits, []
 
     (mine, _), (theirs, _) = both_ways("Llama", torch.float32, run)

@@ -206,22 +206,49 @@ def _normalisations(model: LanguageModel) -> dict[str, nn.Module]:
     }
 
 
-@contextmanager
-def dropout_of_adapter(wrapped: PeftModel) -> Iterator[None]:
-    """Within this scope the adapter's dropout is on; the model's own (OPT, GPT-2) stays off.
+class Switches:
+    """What is turned on and off at every step, found once: a model has a thousand modules."""
 
-    The model's own would be noise that nobody asked for, and keep KL to the original above zero.
-    """
-    from peft.tuners.lora import LoraLayer
+    def __init__(self, wrapped: PeftModel) -> None:
+        from peft.tuners.lora import LoraLayer
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import ModulesToSaveWrapper
 
-    dropouts = [m.lora_dropout for m in wrapped.modules() if isinstance(m, LoraLayer)]
-    for dropout in dropouts:
-        dropout.train()
-    try:
-        yield
-    finally:
-        for dropout in dropouts:
-            dropout.eval()
+        modules = list(wrapped.modules())
+        self._parts = [m for m in modules if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
+        self._dropouts = [
+            dropout
+            for module in modules
+            if isinstance(module, LoraLayer)
+            for dropout in module.lora_dropout.values()
+            if isinstance(dropout, nn.Dropout)
+        ]
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Within this scope the model is the original one; as ``PeftModel.disable_adapter``."""
+        for part in self._parts:
+            part.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for part in self._parts:
+                part.enable_adapters(True)
+
+    @contextmanager
+    def dropout(self) -> Iterator[None]:
+        """Within this scope the adapter's dropout is on; the model's own (OPT, GPT-2) stays off.
+
+        The model's own would be noise that nobody asked for, and keep KL to the original above
+        zero.
+        """
+        for dropout in self._dropouts:
+            dropout.train()
+        try:
+            yield
+        finally:
+            for dropout in self._dropouts:
+                dropout.eval()
 
 
 def extract(wrapped: PeftModel, losses: list[StepLoss]) -> Adapter:

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from npft.adapters import dropout_of_adapter
+from npft.adapters import Switches
 from npft.artifacts import LanguageModel
 from npft.contracts import Loss, Objective
 from npft.finite import first_bad_layer
@@ -46,6 +46,7 @@ class Student:
         noise: Noise | None,
     ) -> None:
         self._wrapped = wrapped
+        self._switches = Switches(wrapped)
         self._adapted = adapted
         self._objective = objective
         self._begun = begun
@@ -55,12 +56,12 @@ class Student:
         """The original model's output: this one with its adapter off, so no second copy is held."""
         if not self._objective.needs_original:
             return None
-        with torch.no_grad(), self._wrapped.disable_adapter():
+        with torch.no_grad(), self._switches.without_adapter():
             return self._forward(tokens)
 
     def clean(self, tokens: Tensor, original: object | None, scale: Scale) -> Tensor:
         """Backward through ``scale(L(W + UV))``; L."""
-        with dropout_of_adapter(self._wrapped):  # backward too: it may run blocks again
+        with self._switches.dropout():  # backward too: it may run blocks again
             loss = self._begun.loss(self._forward(tokens), tokens, original)
             scale(loss).backward()
         return loss.detach()
