@@ -260,7 +260,6 @@ def test_normalisations_of_a_bfloat16_model_learn_in_float32(architecture: str) 
         ({"megatron_config": {"a": 1}, "megatron_core": "megatron.other"}, "'megatron_config'"),
         ({"use_dora": True}, "'use_dora'"),
         ({"rank_pattern": {"q_proj": 3}}, "'rank_pattern'"),
-        ({"modules_to_save": ["lm_head"]}, "'modules_to_save'"),
         ({"eva_config": {"rho": 2}}, "'eva_config'"),
         ({"bias": "all"}, "'bias'"),
         ({"unheard_of": 1}, "'unheard_of'"),
@@ -296,6 +295,22 @@ def test_a_rank_that_its_weights_do_not_have_is_refused(tmp_path: Path) -> None:
     random_adapter(tiny_model()).save(tmp_path)
     change(tmp_path, {"r": 10**9})
     refusal(lambda: load_adapter(tmp_path), "rank 1000000000", "lora_A")
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_trained_normalisations_are_read_again(lacking: bool, tmp_path: Path) -> None:
+    model = tiny_model()
+    options = {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "norms": True, "seed": 0}
+    with attached(model, list(model.layers), **options) as (wrapped, _):  # type: ignore[arg-type]
+        adapter = extract(wrapped, [])
+    if lacking:
+        del adapter.weights["base_model.model.model.norm.weight"]
+    adapter.save(tmp_path)
+    loaded = load_adapter(tmp_path)
+    if lacking:
+        refusal(lambda: merge(model, loaded), "does not belong to this model", "norm")
+    else:
+        assert same(state(merge(model, loaded)), state(merge(model, adapter)))
 
 
 def test_an_adapter_that_lacks_a_layer_is_refused() -> None:

@@ -80,7 +80,7 @@ def load_adapter(folder: Path) -> Adapter:
 
 
 class _Settings(BaseModel):
-    """What of ``adapter_config.json`` a plain LoRA has."""
+    """What of ``adapter_config.json`` a plain LoRA has, with normalisations that were trained."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -90,6 +90,7 @@ class _Settings(BaseModel):
     target_modules: list[str]
     fan_in_fan_out: bool = False
     use_rslora: bool = False
+    modules_to_save: list[str] | None = None
 
 
 _IDLE = {"peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"}
@@ -250,7 +251,9 @@ def merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
         raise NpftError(
             f"the adapter does not belong to this model: {in_one_line(error)}"
         ) from error
-    strange = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
+    own = ("lora_", "modules_to_save")
+    lacking = (key for key in result.missing_keys if any(word in key for word in own))
+    strange = [*result.unexpected_keys, *lacking]
     if strange:
         raise NpftError(f"the adapter does not belong to this model: {strange[0]}")
     try:
