@@ -327,6 +327,22 @@ def test_a_rank_that_its_weights_do_not_have_is_refused(tmp_path: Path) -> None:
     refusal(lambda: load_adapter(tmp_path), "rank 1000000000", "lora_A")
 
 
+@pytest.mark.parametrize("lacking", [False, True])
+def test_trained_normalisations_are_read_again(lacking: bool, tmp_path: Path) -> None:
+    model = tiny_model()
+    options = {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "norms": True, "seed": 0}
+    with attached(model, list(model.layers), **options) as (wrapped, _):  # type: ignore[arg-type]
+        adapter = extract(wrapped, [])
+    if lacking:
+        del adapter.weights["base_model.model.model.norm.weight"]
+    adapter.save(tmp_path)
+    loaded = load_adapter(tmp_path)
+    if lacking:
+        refusal(lambda: merge(model, loaded), "does not belong to this model", "norm")
+    else:
+        assert same(state(merge(model, loaded)), state(merge(model, adapter)))
+
+
 def test_an_adapter_that_lacks_a_layer_is_refused() -> None:
     """It would be merged as far as it goes."""
     model = tiny_model()

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from npft import stages
 from npft.folder import RunFolder
+from npft.ledger import Ledger
 from npft.progress import Silent
 from npft.scorers import Fisher
 from npft.stages import Workspace
 
 LAYER = "model.layers.0.mlp.up_proj"
-CHOSEN, KEPT, LARGEST = "outliers.safetensors", "sensitivities.safetensors", stages.LARGEST
+CHOSEN, KEPT, LARGEST = (f"{name}.safetensors" for name in ("outliers", "sensitivities", "largest"))
 
 Tensors = dict[str, Tensor]
 Change = Callable[[Tensors, dict[str, str]], object]
@@ -32,8 +33,9 @@ Change = Callable[[Tensors, dict[str, str]], object]
 @pytest.fixture
 def work(tmp_path: Path) -> Workspace:
     model = tiny_model(num_hidden_layers=1)
-    found = Workspace(RunFolder(tmp_path), model, tiny_tokens(2), {}, Fisher(), 2, 0, Silent())
-    stages.score(found, 0.1, "matrix", keep=True)
+    ledger = Ledger(RunFolder(tmp_path), Silent())
+    found = Workspace(ledger, model, tiny_tokens(2), {}, Fisher(), 2, 0, Silent())
+    stages.score(found, 0.1, "matrix", keep=True).ensure()
     return found
 
 
@@ -71,7 +73,8 @@ def about(**words: str) -> Change:
         (LARGEST, put(f"{LAYER}.positions", 0, 2**40), "outside its matrix"),
         (LARGEST, made(f"{LAYER}.values", lambda t: t[:0]), "other values"),
         (LARGEST, about(total="inf"), "total is not finite"),
-        (LARGEST, lambda tensors, _: tensors.pop(f"{LAYER}.values"), "not the model's"),
+        (LARGEST, about(layers="[]"), "not the model's"),
+        (LARGEST, lambda tensors, _: tensors.pop(f"{LAYER}.values"), f"{LAYER}.values"),
     ],
 )
 def test_broken_scores(name: str, change: Change, part: str, work: Workspace) -> None:
@@ -81,13 +84,13 @@ def test_broken_scores(name: str, change: Change, part: str, work: Workspace) ->
         metadata: Any = dict(stored.metadata() or {})
     change(tensors, metadata)
     save_file(tensors, file, metadata=metadata or None)
-    refusal(lambda: stages.load_scored(work), name, part, "run npft score again")
+    refusal(lambda: stages.load_scored(work)(), name, part, "run npft score again")
 
 
 @pytest.mark.parametrize("name", [CHOSEN, KEPT, LARGEST])
 def test_files_that_are_no_safetensors(name: str, work: Workspace) -> None:
     (work.folder / "scores" / name).write_bytes(b"\xff" * 100)
-    refusal(lambda: stages.load_scored(work), name, "run npft score again")
+    refusal(lambda: stages.load_scored(work)(), name, "run npft score again")
 
 
 def test_a_shape_of_too_many_dimensions(work: Workspace) -> None:
@@ -95,11 +98,11 @@ def test_a_shape_of_too_many_dimensions(work: Workspace) -> None:
     file = work.folder / "scores" / KEPT
     header = json.dumps({LAYER: {"dtype": "F32", "shape": [0] * 65, "data_offsets": [0, 0]}})
     file.write_bytes(struct.pack("<Q", len(header)) + header.encode())
-    refusal(lambda: stages.load_scored(work), KEPT, "run npft score again")
+    refusal(lambda: stages.load_scored(work)(), KEPT, "run npft score again")
 
 
 def test_scores_of_another_model(work: Workspace, tmp_path: Path) -> None:
     other = tiny_model(num_hidden_layers=1, intermediate_size=32)
-    changed = Workspace(work.folder, other, tiny_tokens(2), {}, Fisher(), 2, 0, Silent())
-    refusal(lambda: stages.load_scored(changed), "scores of this model")
-    assert torch.equal(*(stages.load_scored(work).outliers[LAYER].indices() for _ in range(2)))
+    changed = Workspace(work.ledger, other, tiny_tokens(2), {}, Fisher(), 2, 0, Silent())
+    refusal(lambda: stages.load_scored(changed)(), "scores of this model")
+    assert torch.equal(*(stages.load_scored(work)().outliers[LAYER].indices() for _ in range(2)))

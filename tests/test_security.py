@@ -25,6 +25,8 @@ from npft.artifacts import Report, Row
 from npft.cli import cli
 from npft.cli.options import configure
 from npft.folder import RunFolder, opened
+from npft.ledger import Ledger, Record
+from npft.progress import Silent
 from npft.quantizers import RTN
 from npft.report import table
 
@@ -225,6 +227,20 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path) -> None:
     folder.write_text("merged", "x")
     assert (run / "merged").read_text() == "x"
     assert (mine / "kept").read_text() == "mine"
+
+
+@pytest.mark.parametrize("part", ["../mine", "/mine", "..", "scores/../../mine", "."])
+def test_no_record_has_others_files_removed(part: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    folder = RunFolder(tmp_path / "run")
+    (folder / "scores").mkdir(parents=True)
+    ledger = Ledger(folder, Silent())
+    absolute = str(mine) if part == "/mine" else part
+    ledger.write("old", Record("1", {"model": "a"}, [absolute]))
+    refusal(lambda: ledger.settle("model", "b"), "outside of its run folder")
+    assert mine.is_dir()
+    assert folder.path.is_dir()
 
 
 def test_the_lock_follows_no_link(tmp_path: Path) -> None:

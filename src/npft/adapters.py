@@ -80,7 +80,7 @@ def load_adapter(folder: Path) -> Adapter:
 
 
 class _Settings(BaseModel):
-    """What of ``adapter_config.json`` a plain LoRA has, and the names of trained modules."""
+    """What of ``adapter_config.json`` a plain LoRA has, with normalisations that were trained."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -284,7 +284,9 @@ def merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
         raise NpftError(
             f"the adapter does not belong to this model: {in_one_line(error)}"
         ) from error
-    strange = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
+    own = ("lora_", "modules_to_save")
+    lacking = (key for key in result.missing_keys if any(word in key for word in own))
+    strange = [*result.unexpected_keys, *lacking]
     if strange:
         raise NpftError(f"the adapter does not belong to this model: {strange[0]}")
     try:

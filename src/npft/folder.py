@@ -43,10 +43,7 @@ class RunFolder:
         target = self.path / name
         draft = target.with_name(f".{target.name}.part")
         old = target.with_name(f".{target.name}.old.part")
-        if not target.parent.resolve().is_relative_to(self.path.resolve()):
-            raise NpftError(
-                f"{str(target)!r} is outside of its run folder: remove the link that leads there"
-            )
+        self._check_inside(target)
         try:
             _remove(draft)
             new = [place for place in target.parents if not place.exists()]
@@ -84,12 +81,21 @@ class RunFolder:
         Raises:
             NpftError: it cannot be removed.
         """
+        self._check_inside(self.path / name)
         try:
             _remove(self.path / name)
         except OSError as error:
             raise NpftError(
                 f"{str(self.path / name)!r} cannot be removed: {error.strerror}"
             ) from error
+
+    def _check_inside(self, target: Path) -> None:
+        inside = target.parent.resolve().is_relative_to(self.path.resolve())
+        if not inside or target.name in ("", ".."):
+            raise NpftError(
+                f"{str(target)!r} is outside of its run folder: remove the link or record that "
+                "leads there"
+            )
 
 
 @contextmanager

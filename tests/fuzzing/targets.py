@@ -17,25 +17,32 @@ from fuzzing.folders import of_folders
 from fuzzing.mutations import atom, damaged, damaged_bytes, damaged_tree
 from fuzzing.target import Prepared, Target
 from fuzzing.weights import weights
+from packed_samples import codebook_weight, uniform_weight
 from rich.console import Console
 from tiny import save_tiny, tiny_model, tiny_tokenizer, tiny_tokens
 from tiny_gguf import VOCABULARY, write_gguf
 
-from npft import adapters, checkpoints, config, data, models, pipeline, stages
-from npft.artifacts import PowerWeight, QuantizedModel
+from npft import adapters, checkpoints, config, data, models, pipeline, stages, tuning
+from npft.artifacts import Outliers, PowerWeight, QuantizedModel
 from npft.checkpoints import MANIFEST, WEIGHTS
+from npft.checkpoints.layer import load_layer, save_layer
 from npft.cli.options import configure
 from npft.errors import NpftError
-from npft.folder import CONFIG, RunFolder
+from npft.evaluation import most_sensitive
+from npft.folder import CONFIG, STAGES, RunFolder
+from npft.ledger import Ledger, differences
+from npft.objectives import KL
 from npft.packed.model import pack_model
+from npft.packed.tensors import from_weight
 from npft.plugins import discover
 from npft.progress import Silent
 from npft.quantizers import RTN, KMeans, Nonuniform
 from npft.report import comparison, page, table
 from npft.report.reading import BENCH, RESULTS, Bench, Latency, read_run
+from npft.samplers import Residual
 from npft.scorers import Fisher
 from npft.stages import Workspace
-from npft.stages.training import LOSSES
+from npft.stages.training import LOSSES, Epochs
 from npft.stages.variants import SENSITIVITY
 
 KINDS = ("sampler", "scorer", "objective", "tuning", "quant", "quant.rtn", "quant.kmeans", "x")
@@ -181,23 +188,67 @@ def adapter(scratch: Path) -> Prepared:
 
 def scores(scratch: Path) -> Prepared:
     """The scores of a run folder, used as tuning uses them."""
-    work = Workspace(
-        RunFolder(scratch), tiny_model(**ONE_BLOCK), tiny_tokens(2), {}, Fisher(), 2, 0, Silent()
-    )
-    stages.score(work, 0.1, "matrix", keep=True)
+    model, ledger = tiny_model(**ONE_BLOCK), Ledger(RunFolder(scratch), Silent())
+    work = Workspace(ledger, model, tiny_tokens(2), {}, Fisher(), 2, 0, Silent())
+    stages.score(work, 0.1, "matrix", keep=True).ensure()
+    ones = {name: torch.ones(layer.weight.shape) for name, layer in model.layers.items()}
 
     def read(_: Path) -> None:
-        found = stages.load_scored(work)
+        found = stages.load_scored(work)()
         for name, chosen in found.outliers.items():
-            weight = work.model.layers[name].weight.clone()
+            weight = model.layers[name].weight.clone()
             chosen.put_(weight, chosen.take(weight))
         if found.sensitivities is not None:
-            KMeans(bits=2).quantize(work.model, [], found.sensitivities)
-        if found.largest is not None:
-            known = {n: torch.ones(layer.weight.shape) for n, layer in work.model.layers.items()}
-            stages.follow_sensitive(work, found.largest, work.model, known)
+            KMeans(bits=2).quantize(model, [], found.sensitivities)
+        most_sensitive.compare(model, found.largest, ones.items())
 
     return of_folders([scratch / "scores"], read)
+
+
+def state(scratch: Path) -> Prepared:
+    """A training after one of its epochs, which goes on."""
+    model, folder = tiny_model(**ONE_BLOCK), RunFolder(scratch / "epochs")
+    every = {n: Outliers((x.out_features, x.in_features), None) for n, x in model.layers.items()}
+    settings = tuning.Tuning(epochs=2, rank=2, batch_size=2)
+    ones = {name: torch.ones(layer.weight.shape) for name, layer in model.layers.items()}
+    plan = (model, tiny_tokens(4), every, Residual(), KL(), settings)
+    tuning.tune(*plan, seed=0, sensitivities=ones, checkpoint=Epochs(folder))
+
+    def read(_: Path) -> None:
+        tuning.tune(*plan, seed=0, sensitivities=ones, checkpoint=Epochs(folder))
+
+    return of_folders([folder.path], read)
+
+
+def layer(scratch: Path) -> Prepared:
+    """Single quantized layers, as an interrupted quantizer keeps them."""
+    scratch = scratch / "layers"
+    scratch.mkdir()
+    for index, weight in enumerate((codebook_weight(3, 8, 24, sparse=0.1),
+                                    uniform_weight(4, 8, 24, 8, shuffled=True))):  # fmt: skip
+        save_layer(weight, scratch / f"{index}.safetensors")
+
+    def read(folder: Path) -> None:
+        for file in sorted(folder.glob("*.safetensors")):
+            found = load_layer(file)
+            from_weight(found)
+            assert found.dequantize().isfinite().all()
+
+    return of_folders([scratch], read)
+
+
+def records(scratch: Path) -> Prepared:
+    """What a run folder says of its stages."""
+    finished_run(scratch)
+    ledger = Ledger(RunFolder(scratch / "run"), Silent())
+
+    def read(folder: Path) -> None:
+        for file in sorted(folder.rglob("*.json")):
+            record = ledger.read(str(file.relative_to(folder)).removesuffix(".json"))
+            if record is not None:
+                differences(record.inputs, {})
+
+    return of_folders([scratch / "run" / STAGES], read)
 
 
 def finished_run(scratch: Path) -> Path:
@@ -284,6 +335,9 @@ TARGETS = {
         Target("gguf", gguf, 60),
         Target("adapter", adapter, 100),
         Target("scores", scores, 150),
+        Target("state", state, 60),
+        Target("layer", layer, 150),
+        Target("records", records, 100),
         Target("results", results, 150),
         Target("report", report, 8),
         Target("weights", weights, 300),

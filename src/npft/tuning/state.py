@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,6 +68,57 @@ def load_optimizer(
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW has of each parameter that it has moved."""
+
+
+def check_like(
+    parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+) -> None:
+    """Refuse weights and moments of other parameters, or that are not finite.
+
+    Raises:
+        ValueError: there are such.
+    """
+    if weights.keys() != parameters.keys():
+        raise ValueError("its parameters are others")
+    shapes = [parameter.shape for parameter in parameters.values()]
+    known = {key.partition(".")[0] for key in moments}
+    if moments.keys() != {f"{index}.{name}" for index in known for name in _MOMENTS}:
+        raise ValueError("its moments are not whole")
+    for key, value in (*weights.items(), *moments.items()):
+        if key in parameters:
+            shape = parameters[key].shape
+        else:
+            index, _, name = key.partition(".")
+            shape = torch.Size() if name == "step" else shapes[int(index)]
+        if value.shape != shape or not bool(value.isfinite().all()):
+            raise ValueError(f"{key} has another shape, or is not finite")
+
+
+def check_form(own: Any, kept: Any) -> None:
+    """Refuse JSON of another form than one's own: other keys, lengths or kinds of values.
+
+    Raises:
+        ValueError: there are such.
+    """
+    if isinstance(own, dict) and isinstance(kept, dict) and own.keys() == kept.keys():
+        for key, value in own.items():
+            check_form(value, kept[key])
+    elif isinstance(own, list) and isinstance(kept, list) and len(own) == len(kept):
+        for one, other in zip(own, kept, strict=True):
+            check_form(one, other)
+    elif isinstance(own, (dict, list)) or _kind(own) is not _kind(kept):
+        raise ValueError("its settings are others")
+
+
+def _kind(value: Any) -> object:
+    """Whole numbers and floats are of one kind, and what is not finite of none."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float if math.isfinite(value) else value
+    return type(value)
 
 
 def of_global_random() -> dict[str, Tensor]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from peft import PeftModel
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from npft import data
 from npft.artifacts import StepLoss
 from npft.contracts import Loss
-from npft.errors import NotFinite, NpftError
+from npft.errors import NotFinite, NpftError, in_one_line
 from npft.noise import Noise
 from npft.progress import Progress
 from npft.seeding import generator
@@ -122,20 +125,30 @@ class Training:
             **state.below("random", state.of_global_random()),
             "terms": self._random.get_state(),
         }
-        schedule = {k: v for k, v in self._schedule.state_dict().items() if k != "lr_lambdas"}
         numbers = {
             "groups": groups,
-            "schedule": schedule,
+            "schedule": self._schedule_state(),
             "losses": [asdict(loss) for loss in self.losses],
         }
         return State(tensors, numbers)
 
+    def _schedule_state(self) -> dict[str, Any]:
+        return {k: v for k, v in self._schedule.state_dict().items() if k != "lr_lambdas"}
+
     def load_state(self, kept: State) -> None:
-        """Go on where :meth:`state` was taken."""
-        with torch.no_grad():
-            for name, values in state.part("adapter", kept.tensors).items():
-                self._adapter[name].copy_(values)
+        """Go on where :meth:`state` was taken.
+
+        Raises:
+            ValueError: it is of another training, or not finite.
+        """
         moments = state.part("moments", kept.tensors)
+        weights = state.part("adapter", kept.tensors)
+        state.check_like(self._adapter, weights, moments)
+        own = {"groups": state.of_optimizer(self._optimizer)[1], "schedule": self._schedule_state()}
+        state.check_form(json.loads(json.dumps(own)), {name: kept.numbers[name] for name in own})
+        with torch.no_grad():
+            for name, values in weights.items():
+                self._adapter[name].copy_(values)
         state.load_optimizer(self._optimizer, moments, kept.numbers["groups"])
         self._schedule.load_state_dict({**kept.numbers["schedule"], "lr_lambdas": [None]})
         if self._noise is not None:
@@ -143,7 +156,7 @@ class Training:
         self._objective.load_state_dict(state.part("objective", kept.tensors))
         state.load_global_random(state.part("random", kept.tensors))
         self._random.set_state(kept.tensors["terms"])
-        self.losses = [StepLoss(**loss) for loss in kept.numbers["losses"]]
+        self.losses = TypeAdapter(list[StepLoss]).validate_python(kept.numbers["losses"])
         self.taken = len(self.losses)
 
     def _fresh(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
@@ -172,7 +185,7 @@ def train(
     total = per_epoch * settings.epochs
     kept = checkpoint.load() if checkpoint is not None else None
     if kept is not None:
-        training.load_state(kept)
+        _restore(training, kept, total, per_epoch)
         done = len(training.losses) // per_epoch
         show.note(f"{label} goes on after epoch {done} of {settings.epochs}")
     first = training.taken
@@ -189,6 +202,18 @@ def train(
         training.read(tokens)
     if all(loss.skipped is not None for loss in training.losses):
         raise NpftError(f"{label} skipped all its {total} steps: {training.losses[0].skipped}")
+
+
+def _restore(training: Training, kept: State, total: int, per_epoch: int) -> None:
+    try:
+        training.load_state(kept)
+        if not 0 < training.taken <= total or training.taken % per_epoch:
+            raise ValueError(f"it is of {training.taken} steps, no whole epochs of this training")
+    except Exception as error:
+        raise NpftError(
+            f"the kept state of the training is broken ({in_one_line(error)}): remove .work from "
+            "the run folder to begin it again"
+        ) from error
 
 
 def _clip(adapter: dict[str, nn.Parameter], most: float) -> tuple[tuple[str, ...], Tensor]:
