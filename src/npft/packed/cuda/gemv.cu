@@ -33,7 +33,7 @@
 struct Arguments {
   const uint4* codes;             // (blocks, units, BITS, 32)
   const unsigned short* table;    // codebook (32 blocks, LEVELS), or scale (groups, 32 blocks)
-  const unsigned short* zero;     // 1024 + zero point as fp16 (groups, 32 blocks)
+  const unsigned short* zero;     // zero point (groups, 32 blocks)
   const unsigned short* x;        // (batch, columns)
   unsigned short* y;              // (batch, rows)
   const unsigned short* bias;     // (rows) or null
@@ -408,7 +408,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #elif defined(UNIFORM)
 #pragma unroll
   for (int k = 0; k < 2; k++)
-    zeros[k] = half_to_float(load_2(a.zero + first_row + out_row + 4 * k)) - 1024;
+    zeros[k] = half_to_float(load_2(a.zero + first_row + out_row + 4 * k));
 #endif
   const Epilogue epilogue = load_epilogue(a, row);
 #ifdef CODEBOOK
@@ -474,7 +474,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
 #pragma unroll
           for (int k = 0; k < 2; k++) {
             s[k] = half_to_float(grid.scale[group][k]);
-            z[k] = half_to_float(grid.zero[group][k]) - 1024;
+            z[k] = half_to_float(grid.zero[group][k]);
           }
           add_chains(total, sum, scales, slot, s, z);
 #pragma unroll
