@@ -96,10 +96,6 @@ static unsigned short float_to_half(float f) {
 static unsigned floats_to_halves(float low, float high) {
   return float_to_half(low) | (unsigned)float_to_half(high) << 16;
 }
-static unsigned subtract_halves(unsigned a, unsigned b) {
-  return floats_to_halves(half_to_float(a) - half_to_float(b),
-                          half_to_float(a >> 16) - half_to_float(b >> 16));
-}
 static float exponential(float f) { return std::exp(f); }
 static float rsqrtf(float f) { return 1 / std::sqrt(f); }
 static unsigned bits_of(float f) { unsigned v; memcpy(&v, &f, 4); return v; }

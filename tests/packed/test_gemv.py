@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import emulated
 import pytest
 import torch
@@ -15,11 +18,13 @@ from npft.packed.tensors import from_weight
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Half a unit in the last place of each result, relative, is at most this."""
 
+Make = Callable[[int, int, int], PackedWeight]
+
 WEIGHTS: dict[str, PackedWeight] = {
     "codebook, 4 bits": codebook_weight(4, 40, 300),
     "codebook, 3 bits": codebook_weight(3, 64, 700),
     "codebook, 2 bits": codebook_weight(2, 33, 513),
-    "codebook, 4 bits, sparse": codebook_weight(4, 40, 1500, sparse=0.02),
+    "codebook, 4 bits, sparse": codebook_weight(4, 40, 1500, sparse=0.06),
     "uniform, 4 bits": uniform_weight(4, 40, 300),
     "uniform, 3 bits": uniform_weight(3, 40, 1100),
     "uniform, 2 bits": uniform_weight(2, 40, 300),
@@ -66,10 +71,17 @@ def test_many_vectors(emulation: None, name: str, batch: int, shape: tuple[int, 
 
 
 @emulated.needs_compiler
+@pytest.mark.parametrize("name", ["codebook, 4 bits, sparse", "uniform, 3 bits"])
+def test_many_warps(emulation: None, name: str) -> None:
+    check(WEIGHTS[name], 1, torch.bfloat16, Shape(16, 2))
+
+
+@emulated.needs_compiler
+@pytest.mark.parametrize("make", [codebook_weight, uniform_weight])
 @pytest.mark.parametrize("magnitude", [0.0, 1e-38, 1e-20, 1e30])
-def test_any_magnitude_of_bf16(emulation: None, magnitude: float) -> None:
+def test_any_magnitude_of_bf16(emulation: None, magnitude: float, make: Make) -> None:
     """fp16 alone has no place for these; a power of two per slice of x makes one."""
-    weight = codebook_weight(4, 32, 256)
+    weight = make(4, 32, 256)
     x = (magnitude * torch.randn(1, 256)).bfloat16()
     y = torch.full((1, 32), float("nan"), dtype=torch.bfloat16)
     gemv.multiply(from_weight(weight), x, y, None, Shape(4, 1))
@@ -78,8 +90,21 @@ def test_any_magnitude_of_bf16(emulation: None, magnitude: float) -> None:
 
 
 @emulated.needs_compiler
-def test_infinity_and_nan_are_not_hidden(emulation: None) -> None:
-    weight = codebook_weight(4, 32, 256)
+@pytest.mark.parametrize("group", [0, 128])
+def test_zero_points_go_off_exactly(emulation: None, group: int) -> None:
+    """Codes equal to their zero point are zeros, however large x."""
+    weight = uniform_weight(4, 40, 512, group)
+    codes = weight.zero.repeat_interleave(512 // weight.zero.shape[1], 1)
+    x = torch.full((1, 512), 1000.0).bfloat16()
+    y = torch.full((1, 40), float("nan"), dtype=torch.bfloat16)
+    gemv.multiply(from_weight(replace(weight, codes=codes)), x, y, None, Shape(4, 1))
+    assert torch.equal(y, torch.zeros_like(y))
+
+
+@emulated.needs_compiler
+@pytest.mark.parametrize("make", [codebook_weight, uniform_weight])
+def test_infinity_and_nan_are_not_hidden(emulation: None, make: Make) -> None:
+    weight = make(4, 32, 256)
     for value in (float("inf"), float("nan")):
         x, y = torch.ones(1, 256).bfloat16(), torch.zeros(1, 32).bfloat16()
         x[0, 100] = value

@@ -11,7 +11,7 @@ from torch import Tensor
 from npft.errors import NpftError
 from npft.packed import gemv, layout, reference
 from npft.packed.decoder import Block, Fused, Product, Shape, Weights, dense_product, packed_product
-from npft.packed.tensors import MAGIC, PackedTensors
+from npft.packed.tensors import PackedTensors
 
 SHAPES = {
     "llama-2-7b": Shape(32, 4096, 11008, 32, 32, 128, 32000),
@@ -80,7 +80,7 @@ def random_tensors(form: Format, rows: int, columns: int) -> PackedTensors:
     if form.kind == "uniform":
         groups = -(-columns // form.group_size) if form.group_size else 1
         scale = (torch.rand(groups, padded, device="cuda") + 0.5) * size / 2**form.bits
-        zero = torch.randint(2**form.bits, (groups, padded), device="cuda").half() + MAGIC
+        zero = torch.randint(2**form.bits, (groups, padded), device="cuda").half()
         made = PackedTensors(rows, columns, form.bits, tiles, scale.half(), zero, form.group_size)
     else:
         # Values that bf16 holds exactly, so that the dequantized model is the same model.

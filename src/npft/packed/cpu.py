@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from npft.packed import layout
-from npft.packed.tensors import MAGIC, PackedTensors
+from npft.packed.tensors import PackedTensors
 
 MOST_VECTORS = 4
 """Beyond this many vectors, dequantizing once for all of them is faster."""
@@ -54,7 +54,7 @@ def rows_of(weight: PackedTensors) -> RowTensors:
         tables = weight.table[: weight.rows].float().unsqueeze(1)
     else:
         levels = torch.arange(2**weight.bits)
-        zero = weight.zero[:, : weight.rows].T.float() - MAGIC
+        zero = weight.zero[:, : weight.rows].T.float()
         scale = weight.table[:, : weight.rows].T.float()
         tables = (levels - zero.unsqueeze(2)) * scale.unsqueeze(2)
     padded = torch.nn.functional.pad(tables, (0, 16 - tables.shape[2]))

@@ -59,9 +59,18 @@ def supported(weight: PackedTensors) -> bool:
 
 
 def shape_for(weight: PackedTensors) -> Shape:
-    """Enough warps to keep memory busy: 16 where there is one block per multiprocessor, else 8."""
-    many = weight.blocks >= 2 * _multiprocessors(weight.tiles.device.index or 0)
-    return Shape(8, 1, 3) if many else Shape(16, 1, 1)
+    """The fastest cut on an H100 for such a weight and one vector (benchmarks/KERNELS.md).
+
+    16 warps keep memory busy where there is one block per multiprocessor, else 8.
+    """
+    processors = _multiprocessors(weight.tiles.device.index or 0)
+    uniform, sparse = weight.zero is not None, weight.entries is not None
+    if weight.blocks < 2 * processors:
+        deep = weight.units > 2 * 16 and (uniform or sparse or weight.bits == 3)
+        return Shape(16, 2 if deep else 1, 1)
+    fits_at_once = weight.blocks <= 3 * processors
+    deep = not fits_at_once and (sparse or (uniform and not weight.group_size))
+    return Shape(8, 2, 2) if deep else Shape(8, 1, 3)
 
 
 @cache
@@ -91,8 +100,10 @@ def options(weight: PackedTensors, x: Tensor, shape: Shape) -> tuple[str, ...]:
     ]
     if weight.group_size:
         chosen.append(f"-DGROUP={min(weight.group_size, UNIT)}")
-    if weight.row_offsets is not None:
-        chosen.append("-DSPARSE")
+    if weight.entries is not None:
+        share = _lanes_per_row(shape)
+        early = _early_entries(len(weight.entries) / weight.padded_rows, share)
+        chosen += ["-DSPARSE", f"-DSHARE={share}", f"-DEARLY={early}"]
     if x.data_ptr() % 8 == 0 and x.stride(0) % 4 == 0 and weight.columns % 4 == 0:
         chosen.append("-DALIGNED")
     return tuple(chosen)
@@ -101,6 +112,19 @@ def options(weight: PackedTensors, x: Tensor, shape: Shape) -> tuple[str, ...]:
 def _format_options(weight: PackedTensors, dtype: torch.dtype) -> list[str]:
     kind = "-DCODEBOOK" if weight.zero is None else "-DUNIFORM"
     return [f"-DBITS={weight.bits}", kind, *(["-DBF16"] if dtype == torch.bfloat16 else [])]
+
+
+def _lanes_per_row(shape: Shape) -> int:
+    """Lanes that have a row of the sparse part together: a power of two, all rows in one block."""
+    return 16 if shape.warps >= 16 else 8 if shape.warps >= 8 else 4
+
+
+def _early_entries(mean: float, share: int) -> int:
+    """Sparse entries that each of ``share`` lanes loads early: those of nearly all rows.
+
+    Rows of ``mean`` entries have a Poisson number of them, about three standard deviations at most.
+    """
+    return max(1, min(8, -(-int(mean + 3 * mean**0.5 + 1) // share)))
 
 
 def tiles_at_once(weight: PackedTensors, batch: int, shape: Shape) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from npft.packed import layout
-from npft.packed.tensors import MAGIC, PackedTensors
+from npft.packed.tensors import PackedTensors
 
 
 def dense(weight: PackedTensors) -> Tensor:
@@ -17,7 +17,7 @@ def dense(weight: PackedTensors) -> Tensor:
     else:
         size = weight.group_size or weight.columns
         group = torch.arange(weight.columns, device=codes.device) // size
-        zero = weight.zero[:, : weight.rows].T.float()[:, group] - MAGIC
+        zero = weight.zero[:, : weight.rows].T.float()[:, group]
         whole = (codes - zero) * weight.table[:, : weight.rows].T.float()[:, group]
     add_sparse(weight, whole)
     return whole

@@ -13,9 +13,6 @@ from npft.errors import NpftError
 from npft.packed import layout
 from npft.packed.layout import HALVES, PAIRS, ROWS
 
-MAGIC = 1024
-"""``MAGIC + code`` is an fp16 number whose low mantissa bits are the code."""
-
 _CONTAINER = {2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
 """Bits that a uniform code takes in the tiles."""
 
@@ -28,7 +25,7 @@ class PackedTensors:
         tiles: int32, see :mod:`npft.packed.layout`; ``PAIRS`` for a codebook, else ``HALVES``.
         table: the codebook ``(padded rows, 2**bits)`` or, if uniform, the scale
             ``(groups, padded rows)``, float16.
-        zero: if uniform, 1024 plus the zero point, ``(groups, padded rows)`` float16.
+        zero: if uniform, the zero point, ``(groups, padded rows)`` float16.
         group_size: columns per group, 0 for one group.
         row_offsets: of the sparse part, ``(padded rows + 1,)`` int32.
         entries: of the sparse part, int32: column, and the float16 value's bits above it.
@@ -130,7 +127,7 @@ def _uniform(weight: UniformWeight) -> PackedTensors:
     if group_size:  # the tiles' padding has groups too
         groups = max(groups, -(-tiles.shape[1] * layout.UNIT // group_size))
     scale = _padded(_padded(weight.scale.half(), 0, rows), 1, groups)
-    zero = _padded(_padded(weight.zero.half(), 0, rows), 1, groups) + MAGIC
+    zero = _padded(_padded(weight.zero.half(), 0, rows), 1, groups)
     return PackedTensors(
         *weight.shape,
         _CONTAINER[weight.bits],

@@ -3,7 +3,7 @@
 struct Arguments {
   const uint4* codes;           // (blocks, units, BITS, 32)
   const unsigned short* table;  // codebook (32 blocks, LEVELS), or scale (groups, 32 blocks)
-  const unsigned short* zero;   // 1024 + zero point as fp16 (groups, 32 blocks)
+  const unsigned short* zero;   // zero point (groups, 32 blocks)
   unsigned short* whole;        // (rows, columns)
   int rows, columns, units, group_size;
 };
@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(256) dequantize(const Arguments a) 
 #else
     const long long group = a.group_size ? column / a.group_size : 0;
     const long long at = group * gridDim.x * ROWS + row;
-    const float scale = half_to_float(a.table[at]), zero = half_to_float(a.zero[at]) - 1024;
+    const float scale = half_to_float(a.table[at]), zero = half_to_float(a.zero[at]);
 #endif
 #pragma unroll
     for (int p = 0; p < 4; p++) {

@@ -15,6 +15,9 @@
 //
 // fp16 weights times bf16 x: a warp scales its slice of x by a power of two so that the largest
 // lies in [2^14, 2^15), where fp16 holds every bf16 exactly down to 2^-29 of the largest.
+//
+// A uniform code is the subnormal fp16 number code * 2^-24 as it is: nothing has to be converted.
+// The zero point goes off with the sum of x, which the tensor cores add up as products with ones.
 
 #define QUADS ((BATCH + 3) / 4)
 #define SLOTS (BATCH == 1 ? 2 : BATCH)  // sums per row and warp
@@ -30,7 +33,7 @@
 struct Arguments {
   const uint4* codes;             // (blocks, units, BITS, 32)
   const unsigned short* table;    // codebook (32 blocks, LEVELS), or scale (groups, 32 blocks)
-  const unsigned short* zero;     // 1024 + zero point as fp16 (groups, 32 blocks)
+  const unsigned short* zero;     // zero point (groups, 32 blocks)
   const unsigned short* x;        // (batch, columns)
   unsigned short* y;              // (batch, rows)
   const unsigned short* bias;     // (rows) or null
@@ -153,10 +156,8 @@ DEVICE void build_table(unsigned* table, const Codebook& book, int warp, int lan
 #endif
 
 #ifdef SPARSE
-// The sparse part: SHARE lanes have a row together, and load its first 32 entries well before
-// they are needed.
-#define SHARE (WARPS >= 16 ? 16 : WARPS >= 8 ? 8 : 4)
-#define EARLY (32 / SHARE)
+// The sparse part: SHARE lanes have a row together, and load its first EARLY * SHARE entries well
+// before they are needed.
 struct Sparse {
   int start, end;
   unsigned entry[EARLY];
@@ -192,7 +193,7 @@ DEVICE void multiply_sparse(const Sparse& s, const Arguments& a, float* sums) {
       const float known = b == 0 ? s.x[i] : b < a.batch ? TO_FLOAT(x[s.entry[i] & 0xffffu]) : 0.0f;
       if (s.start + i * SHARE < s.end) sum += half_to_float(s.entry[i] >> 16) * known;
     }
-    for (int i = s.start + 32; i < s.end; i += SHARE) {
+    for (int i = s.start + SHARE * EARLY; i < s.end; i += SHARE) {
       const unsigned entry = a.entries[i];
       if (b < a.batch) sum += half_to_float(entry >> 16) * TO_FLOAT(x[entry & 0xffffu]);
     }
@@ -205,19 +206,20 @@ DEVICE void multiply_sparse(const Sparse& s, const Arguments& a, float* sums) {
 
 #ifdef GROUP
 #define GROUPS (GROUP < UNIT ? UNIT / GROUP : 1)  // of a tile
-struct Grid {  // scales of the rows whose sums the lane has, zero points of its own row
-  unsigned short zero[GROUPS], scale[GROUPS][2];
+struct Grid {  // of the rows whose sums the lane has
+  unsigned short zero[GROUPS][2], scale[GROUPS][2];
 };
 
-DEVICE void load_grid(Grid& grid, const Arguments& a, int unit, int row, int sum_row) {
+DEVICE void load_grid(Grid& grid, const Arguments& a, int unit, int row) {
   if (unit >= a.units) return;
 #pragma unroll
   for (int i = 0; i < GROUPS; i++) {
     const long long group = GROUP < UNIT ? unit * GROUPS + i : unit / a.units_per_group;
-    const long long at = group * gridDim.x * ROWS;
-    grid.zero[i] = load_2(a.zero + at + row);
-    grid.scale[i][0] = load_2(a.table + at + sum_row);
-    grid.scale[i][1] = load_2(a.table + at + sum_row + 4);
+    const long long at = group * gridDim.x * ROWS + row;
+#pragma unroll
+    for (int k = 0; k < 2; k++) grid.zero[i][k] = load_2(a.zero + at + 4 * k);
+#pragma unroll
+    for (int k = 0; k < 2; k++) grid.scale[i][k] = load_2(a.table + at + 4 * k);
   }
 }
 #endif
@@ -225,18 +227,32 @@ DEVICE void load_grid(Grid& grid, const Arguments& a, int unit, int row, int sum
 // Partial sums, in independent chains. Of one vector, chains 0 to 3 count in rows 0..3, 8..11,
 // 4..7 and 12..15; of two, chains 0 and 2 in rows 0..7 and chains 1 and 3 in rows 8..15.
 #define CHAINS (BATCH <= 2 ? 4 : 2 * QUADS)
+#ifdef UNIFORM
+#define ALL_CHAINS (CHAINS + QUADS)  // the last ones add up x
+#define ONES 0x3c003c00u
+// Of up to two vectors, odd pairs meet odd chains only, and may stand 4 bits higher.
+#define SIXTEENFOLD (BITS == 4 && BATCH <= 2)
+
+DEVICE unsigned subnormal_pair(const unsigned* w, int p) {
+  if (!SIXTEENFOLD) return code_pair(w, p);
+  return (p & 2 ? w[p / 4] >> 8 : w[p / 4]) & (p & 1 ? 0x00f000f0u : 0x000f000fu);
+}
+#else
+#define ALL_CHAINS CHAINS
+#define SIXTEENFOLD 0
+#endif
 
 // 32 columns: all weights first, so that many look-ups are under way at a time. `v` is zero in
 // the lanes off the diagonal.
 DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned table, unsigned x,
-                           uint4* v, bool diagonal, unsigned zero_point) {
+                           uint4* v, bool diagonal) {
   unsigned w[16];
 #pragma unroll
   for (int p = 0; p < 16; p++) {
 #ifdef CODEBOOK
     w[p] = load_shared(table_address(words, p, table));
 #else
-    w[p] = subtract_halves(code_pair(words, p) | 0x64006400u, zero_point);
+    w[p] = subnormal_pair(words, p);
 #endif
   }
 #if BATCH == 1
@@ -248,6 +264,9 @@ DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned tabl
       const unsigned* pairs = w + 8 * e + i / 2 * 4 + i % 2;
       multiply(sum[i], v[e].x, v[e].y, v[e].z, v[e].w, pairs[0], pairs[2]);
     }
+#ifdef UNIFORM
+    multiply(sum[CHAINS], v[e].x, v[e].y, v[e].z, v[e].w, ONES, ONES);
+#endif
   }
 #elif BATCH == 2
 #pragma unroll
@@ -257,6 +276,9 @@ DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned tabl
 #pragma unroll
     for (int i = 0; i < 2; i++)
       multiply(sum[e % 2 * 2 + i], part.x, part.y, part.z, part.w, w[4 * e + i], w[4 * e + i + 2]);
+#ifdef UNIFORM
+    multiply(sum[CHAINS], part.x, part.y, part.z, part.w, ONES, ONES);
+#endif
   }
 #else
 #pragma unroll
@@ -266,16 +288,20 @@ DEVICE void multiply_chunk(float (*sum)[4], const unsigned* words, unsigned tabl
       uint4& part = v[q % 2];
       load_shared_4(part, x + 16 * e + q * (4 * UNIT * 2), diagonal);
       multiply(sum[e % 2 * QUADS + q], part.x, part.y, part.z, part.w, w[2 * e], w[2 * e + 1]);
+#ifdef UNIFORM
+      multiply(sum[CHAINS + q], part.x, part.y, part.z, part.w, ONES, ONES);
+#endif
     }
   }
 #endif
 }
 
-// Out of the chains into the sums of each quad of vectors, times the scales of the rows and of x:
-// 0 and 1 are of vector `slot`, or, of a single vector, of the columns that this slot has; 2 and 3
-// are of vector slot + 2.
+// Out of the chains into the sums of each quad of vectors, less the zero points times the sum of x,
+// times the scales of the rows and of x: 0 and 1 are of vector `slot`, or, of a single vector, of
+// the columns that this slot has; 2 and 3 are of vector slot + 2.
 DEVICE void add_chains(float (*total)[4], const float (*sum)[4], const float* scales, int slot,
-                       const float* row_scales) {
+                       const float* row_scales, const float* zeros) {
+  const float odd = SIXTEENFOLD ? 0.0625f : 1.0f;
 #pragma unroll
   for (int q = 0; q < QUADS; q++)
 #pragma unroll
@@ -284,12 +310,60 @@ DEVICE void add_chains(float (*total)[4], const float (*sum)[4], const float* sc
       if (BATCH > 2) {
         whole = sum[q][i] + sum[QUADS + q][i];
       } else {
-        const float first = sum[0][i] + sum[1][i + 2];
-        const float second = sum[2][i] + sum[3 % CHAINS][i + 2];
+        const float first = sum[0][i] + sum[1][i + 2] * odd;
+        const float second = sum[2][i] + sum[3 % CHAINS][i + 2] * odd;
         whole = BATCH == 2 ? first + second : slot == 0 ? first : second;
       }
+#ifdef UNIFORM
+      const float* of_x = sum[CHAINS + q];
+      const float sum_of_x = BATCH > 2 ? of_x[i] : of_x[i] + of_x[(i + 2) % 4];
+      whole = whole * 16777216.0f - zeros[i % 2] * sum_of_x;  // times 2^24
+#endif
       total[q][i] +=
           whole * row_scales[i % 2] * scales[min(4 * q + slot + (i & 2), BATCH - 1)];
+    }
+}
+
+// What a block does once all sums are in shared memory.
+struct Epilogue {  // loaded early, for row `lane` of the block
+  float scale, bias;
+};
+
+DEVICE Epilogue load_epilogue(const Arguments& a, int row) {
+  Epilogue e = {1, 0};
+#if defined(UNIFORM) && !defined(GROUP)
+  e.scale = half_to_float(load_2(a.table + row));
+#endif
+  if (a.bias && row < a.rows) e.bias = TO_FLOAT(load_2(a.bias + row));
+  return e;
+}
+
+DEVICE void store_results(const Arguments& a, const float* sums, const float* sparse_sums,
+                          const Epilogue& e, int first_row) {
+  for (int i = threadIdx.x; i < a.batch * ROWS; i += WARPS * 32) {
+    const int b = i / ROWS, r = i % ROWS;  // always the thread's own lane
+    if (first_row + r >= a.rows) continue;
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      sum += sums[(w * SLOTS + b) * ROWS + r];
+      if (BATCH == 1) sum += sums[(w * SLOTS + 1) * ROWS + r];
+    }
+    sum *= e.scale;
+#ifdef SPARSE
+    sum += sparse_sums[b * ROWS + r];
+#endif
+    a.y[b * a.y_stride + first_row + r] = FROM_FLOAT(sum + e.bias);
+  }
+}
+
+DEVICE void store_sums(float* sums, const float (*total)[4], int warp, int slot, int out_row) {
+#pragma unroll
+  for (int q = 0; q < QUADS; q++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int b = 4 * q + slot + (i & 2);
+      if (b < SLOTS) sums[(warp * SLOTS + b) * ROWS + out_row + 4 * (i & 1)] = total[q][i];
     }
 }
 
@@ -310,39 +384,43 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
   unsigned* my_x = (unsigned*)(shared + TABLE_ROOM) + warp * ROUND * x_words;
   float* sums = (float*)(shared + TABLE_ROOM) + WARPS * ROUND * x_words;
   float* scales = sums + WARPS * SLOTS * ROWS + warp * BATCH;
+  float* sparse_sums = sums + WARPS * (SLOTS * ROWS + BATCH);
 
   // Nothing up to wait_for_input() depends on other kernels. The table's values come first: they
   // are needed first, and would queue behind the codes.
+  let_next_start();
 #ifdef CODEBOOK
-  const unsigned zero_point = 0;
   Codebook book;
   load_codebook(book, a.table + (long long)row * LEVELS, warp);
-#elif !defined(GROUP)
-  const unsigned zero_point = a.zero[row] * 0x10001u;
-#else
-  Grid next_grid;
-  load_grid(next_grid, a, warp, row, first_row + out_row);
 #endif
 #ifdef SPARSE
   Sparse sparse;
   load_range(sparse, a, first_row);
-  float* sparse_sums = sums + WARPS * (SLOTS * ROWS + BATCH);
 #endif
   unsigned next[DEPTH][WORDS];
 #pragma unroll
   for (int d = 0; d < DEPTH; d++)
     if (d < mine) load_tile(next[d], tiles + (long long)d * (WARPS * BITS * 32), lane);
-  let_next_start();
-  wait_for_input();
-
-  uint2 round[ROUND][BATCH];  // on its way while the table is built
-  load_round(round, a, warp, min(ROUND, mine), lane);
+  float zeros[2] = {};  // of the whole rows whose sums the lane has
+#ifdef GROUP
+  Grid next_grid;
+  load_grid(next_grid, a, warp, first_row + out_row);
+#elif defined(UNIFORM)
+#pragma unroll
+  for (int k = 0; k < 2; k++)
+    zeros[k] = half_to_float(load_2(a.zero + first_row + out_row + 4 * k));
+#endif
+  const Epilogue epilogue = load_epilogue(a, row);
 #ifdef CODEBOOK
   build_table((unsigned*)(shared + aligned), book, warp, lane);
 #endif
 #ifdef SPARSE
   load_entries(sparse, a);
 #endif
+  wait_for_input();
+
+  uint2 round[ROUND][BATCH];
+  load_round(round, a, warp, min(ROUND, mine), lane);
   const bool diagonal = (g & 3) == t && slot < SLOTS;
   const unsigned table = base + aligned + 4 * lane;
   uint4 v[2] = {};
@@ -357,7 +435,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
     }
     store_round(my_x, round, here, lane, scales);
     if (done == 0) {
+#ifdef CODEBOOK
       __syncthreads();  // the table is there
+#endif
 #ifdef SPARSE
       load_sparse_x(sparse, a);
 #endif
@@ -366,7 +446,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
     // A slot's x: the second 8 of 16 columns; a vector's 256 bytes; or two vectors' 512.
     unsigned x = shared_address(my_x) + slot * (BATCH == 1 ? 16 : BATCH == 2 ? 256 : 512);
 
-    float sum[CHAINS][4] = {};
+    float sum[ALL_CHAINS][4] = {};
 #pragma unroll 1
     for (int k = 0; k < here; k++, x += x_words * 4) {
       const int ordinal = done + k;
@@ -382,60 +462,36 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) gemv(const Argu
                   lane);
 #ifdef GROUP
       const Grid grid = next_grid;
-      load_grid(next_grid, a, warp + (ordinal + 1) * WARPS, row, first_row + out_row);
+      load_grid(next_grid, a, warp + (ordinal + 1) * WARPS, first_row + out_row);
 #endif
 #pragma unroll
       for (int c = 0; c < 4; c++) {
-#ifdef GROUP
-        const int group = c * GROUPS / 4;
-        const unsigned zero_point = grid.zero[group] * 0x10001u;
-#endif
-        multiply_chunk(sum, words + c * BITS, table, x + c * (BATCH <= 2 ? 64 : 128), v, diagonal,
-                       zero_point);
+        multiply_chunk(sum, words + c * BITS, table, x + c * (BATCH <= 2 ? 64 : 128), v, diagonal);
 #ifdef GROUP
         if ((c + 1) * GROUPS % 4 == 0) {
-          const float s[2] = {half_to_float(grid.scale[group][0]),
-                              half_to_float(grid.scale[group][1])};
-          add_chains(total, sum, scales, slot, s);
+          const int group = c * GROUPS / 4;
+          float s[2], z[2];
 #pragma unroll
-          for (int i = 0; i < CHAINS * 4; i++) sum[i / 4][i % 4] = 0;
+          for (int k = 0; k < 2; k++) {
+            s[k] = half_to_float(grid.scale[group][k]);
+            z[k] = half_to_float(grid.zero[group][k]);
+          }
+          add_chains(total, sum, scales, slot, s, z);
+#pragma unroll
+          for (int i = 0; i < ALL_CHAINS * 4; i++) sum[i / 4][i % 4] = 0;
         }
 #endif
       }
     }
 #ifndef GROUP
     const float ones[2] = {1, 1};
-    add_chains(total, sum, scales, slot, ones);
+    add_chains(total, sum, scales, slot, ones, zeros);
 #endif
   }
 #ifdef SPARSE
   multiply_sparse(sparse, a, sparse_sums);
 #endif
-
-#pragma unroll
-  for (int q = 0; q < QUADS; q++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int b = 4 * q + slot + (i & 2);
-      if (b < SLOTS) sums[(warp * SLOTS + b) * ROWS + out_row + 4 * (i & 1)] = total[q][i];
-    }
+  store_sums(sums, total, warp, slot, out_row);
   __syncthreads();
-  for (int i = threadIdx.x; i < a.batch * ROWS; i += WARPS * 32) {
-    const int b = i / ROWS, r = i % ROWS;
-    if (first_row + r >= a.rows) continue;
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-      sum += sums[(w * SLOTS + b) * ROWS + r];
-      if (BATCH == 1) sum += sums[(w * SLOTS + 1) * ROWS + r];
-    }
-#if defined(UNIFORM) && !defined(GROUP)
-    sum *= half_to_float(a.table[first_row + r]);
-#endif
-#ifdef SPARSE
-    sum += sparse_sums[b * ROWS + r];
-#endif
-    if (a.bias) sum += TO_FLOAT(a.bias[first_row + r]);
-    a.y[b * a.y_stride + first_row + r] = FROM_FLOAT(sum);
-  }
+  store_results(a, sums, sparse_sums, epilogue, first_row);
 }

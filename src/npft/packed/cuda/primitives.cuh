@@ -44,12 +44,6 @@ DEVICE unsigned floats_to_halves(float low, float high) {
   return v;
 }
 
-DEVICE unsigned subtract_halves(unsigned a, unsigned b) {
-  unsigned v;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
-  return v;
-}
-
 // Shared memory by 32-bit addresses, which leave less arithmetic than pointers do.
 DEVICE unsigned shared_address(const void* at) { return (unsigned)__cvta_generic_to_shared(at); }
 
