@@ -97,7 +97,7 @@ def test_layers_of_one_input_are_one_product(sparse: float) -> None:
     for _ in range(2):
         x = torch.randn(1, 5, 300)
         for one, part in zip(layers, together, strict=True):
-            torch.testing.assert_close(part(x), one(x))
+            assert relative_error(part(x), one(x)) < 1e-6  # the order of the sums differs
     assert len(seen) == 2
 
 
