@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -190,17 +189,3 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     assert "npft.cli" in imported
     heavy = {"torch", "transformers", "peft", "numpy", "pydantic", "safetensors"}
     assert not imported & heavy
-
-
-def test_help_answers_in_half_a_second() -> None:
-    """The best of five, as other work may share the machine."""
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "npft", "--help"], capture_output=True, check=True, timeout=60
-        )
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < 0.5:
-            return
-    raise AssertionError(f"npft --help took {seconds} seconds")
