@@ -19,7 +19,16 @@ ROOT = Path(npft.__file__).parent
 BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "progress", "seeding", "announcing", "precision", "clock", "gguf_header"},
+    {
+        "errors",
+        "progress",
+        "seeding",
+        "announcing",
+        "precision",
+        "clock",
+        "gguf_header",
+        "processes",
+    },
     {"grid", "losses", "low_rank", "recipes", "streaming"},
     {"artifacts"},
     {"contracts", "model_checks"},
