@@ -19,17 +19,8 @@ ROOT = Path(npft.__file__).parent
 BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
-    {
-        "errors",
-        "progress",
-        "seeding",
-        "announcing",
-        "precision",
-        "clock",
-        "gguf_header",
-        "processes",
-    },
-    {"grid", "losses", "low_rank", "recipes", "streaming"},
+    {"errors", "progress", "seeding", "announcing", "precision", "clock", "gguf_header"},
+    {"grid", "losses", "low_rank", "recipes", "streaming", "processes"},
     {"artifacts"},
     {"contracts", "model_checks"},
     {"hooks", "models", "fingerprints"},
