@@ -19,7 +19,7 @@ BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
     {"errors", "progress", "seeding", "announcing", "precision", "clock", "gguf_header"},
-    {"grid", "losses", "low_rank", "recipes", "streaming"},
+    {"grid", "losses", "low_rank", "recipes", "streaming", "processes"},
     {"artifacts"},
     {"contracts", "model_checks"},
     {"hooks", "models", "fingerprints"},

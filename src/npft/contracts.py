@@ -38,6 +38,12 @@ class Plugin(BaseModel):
 class Scorer(Plugin, ABC):
     """How sensitive the loss is to each weight."""
 
+    sums_over_windows: ClassVar[bool] = False
+    """Whether the scores of some windows and those of others add up to those of all.
+
+    Then several processes score a share each, which may be no window at all; else each scores all.
+    """
+
     @abstractmethod
     def score(
         self, model: LanguageModel, batches: Iterable[Tensor]
@@ -168,6 +174,12 @@ class Objective(Plugin, ABC):
 
     needs_hidden_states: ClassVar[bool] = False
     """Whether the outputs must carry ``hidden_states``."""
+
+    averages_over_windows: ClassVar[bool] = False
+    """Whether the loss of a batch is the mean of its windows' own losses.
+
+    Then several processes take a share of each batch; else each takes all of it.
+    """
 
     def begin(self, seed: int) -> Loss:
         """What computes the losses of one tuning, which starts with epoch 0.

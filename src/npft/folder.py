@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from npft.errors import NpftError
+from npft.processes import Processes
 
 CONFIG = "config.toml"
 LOCK = ".lock"
@@ -145,6 +146,29 @@ def opened(path: Path) -> Iterator[RunFolder]:
     with _locked(path):
         _sweep(path)
         yield RunFolder(path)
+
+
+@contextmanager
+def shared(
+    opening: Callable[[Path], AbstractContextManager[RunFolder]], path: Path, processes: Processes
+) -> Iterator[RunFolder]:
+    """The run folder, opened and locked by the main process and seen by the others.
+
+    Raises:
+        NpftError: as ``opening`` does; a process does not see the main one's folder.
+    """
+    if processes.main:
+        with opening(path) as kept:
+            processes.decided(lambda: None)
+            yield kept
+        return
+    processes.decided(lambda: None)
+    if not (path / LOCK).is_file():
+        raise NpftError(
+            f"output folder {str(path)!r} is not seen by process {processes.rank}: put it on a "
+            "file system that all machines share"
+        )
+    yield RunFolder(path)
 
 
 @contextmanager

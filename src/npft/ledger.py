@@ -23,6 +23,7 @@ from npft import fingerprints
 from npft.clock import Clock
 from npft.errors import NpftError
 from npft.folder import STAGES, RunFolder
+from npft.processes import ALONE, Processes
 from npft.progress import Progress
 
 WORK = ".work"
@@ -52,9 +53,10 @@ class Record:
 class Ledger:
     """The records of one run folder, and the seconds of its stages."""
 
-    def __init__(self, folder: RunFolder, progress: Progress) -> None:
+    def __init__(self, folder: RunFolder, progress: Progress, processes: Processes = ALONE) -> None:
         self.folder = folder
         self.progress = progress
+        self.processes = processes
         self.clock = Clock()
         self.reused: list[str] = []
 
@@ -114,7 +116,7 @@ class Ledger:
     def scratch(self, name: str, fingerprint: str) -> RunFolder:
         """Where a stage keeps what is done of it; what other makings left there goes."""
         place, last = (self.folder / WORK / name).parent, Path(name).name
-        for other in place.glob("*@*"):
+        for other in place.glob("*@*") if self.processes.main else ():
             stage, _, of = other.name.rpartition("@")
             if stage == last and of != fingerprint:
                 RunFolder(place).remove(other.name)
@@ -201,17 +203,21 @@ class Stage(Generic[T]):
         return all((self._ledger.folder / part).exists() for part in record.parts)
 
     def ensure(self) -> Stage[T]:
-        """Make the result, unless the folder has it."""
+        """Make the result, unless the folder has it.
+
+        Of several processes each makes its part, and the main one decides and keeps the result.
+        """
         if self._result:
             return self
-        record = self._record()
-        if record is None or not self.done:
-            self._result = (self._made(),)
-        elif not self._found:
+        processes = self._ledger.processes
+        if not processes.decided(lambda: self.done):
+            self._result = (self._made() if processes.main else self._helped(),)
+        elif processes.main and not self._found:
             self._found = True
             self._ledger.settle(self.name, self.fingerprint)
             self._ledger.reused.append(self.name)
-            seconds = self._ledger.clock.seconds
+            seconds, record = self._ledger.clock.seconds, self._record()
+            assert record is not None
             seconds[self._kind] = seconds.get(self._kind, 0.0) + record.seconds
         return self
 
@@ -226,6 +232,9 @@ class Stage(Generic[T]):
     def _record(self) -> Record | None:
         record = self._ledger.read(self.name)
         return record if record is not None and record.fingerprint == self.fingerprint else None
+
+    def _helped(self) -> T:
+        return self._make(self._ledger.scratch(self.name, self.fingerprint))
 
     def _made(self) -> T:
         ledger = self._ledger

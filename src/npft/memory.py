@@ -17,6 +17,7 @@ from torch import nn
 from npft.errors import NpftError
 from npft.losses import AT_ONCE
 from npft.models import find_linear_layers
+from npft.processes import Processes
 from npft.scorers import squares
 from npft.streaming import find_blocks
 from npft.streaming.stream import HELD
@@ -241,6 +242,12 @@ def free_memory(device: torch.device) -> Need:
     if device.type == "cpu":
         return Need(pages, pages)
     return Need(torch.cuda.mem_get_info(device)[0], pages)
+
+
+def shared(free: Need, device: torch.device, processes: Processes) -> Need:
+    """What each of several processes may fill: they share the host, and have a GPU each."""
+    own = free.device // processes.here if device.type == "cpu" else free.device
+    return Need(*processes.least([own, free.host // processes.here]))
 
 
 def _on(device: torch.device, need: Need) -> Need:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from npft.evaluation.harness import Tasks
 from npft.folder import RunFolder
 from npft.ledger import Ledger, Stage
 from npft.plugins import Catalog, build
+from npft.processes import ALONE, Processes
 from npft.progress import Progress, Silent
 from npft.provenance import environment, versions
 from npft.report import page
@@ -102,8 +104,16 @@ def in_full(settings: RunConfig, parts: Plan) -> RunConfig:
     )
 
 
-def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None) -> Report:
+def run(
+    settings: RunConfig,
+    catalog: Catalog,
+    progress: Progress | None = None,
+    processes: Processes = ALONE,
+) -> Report:
     """The whole job, into the run folder ``settings.output``, which is new or has a part of it.
+
+    Several processes, which all call this, share scoring and tuning. The main one does the rest
+    alone; what the others return has the losses and nothing else.
 
     Raises:
         NpftError: anything wrong with the input, the folder or the numbers, in one sentence.
@@ -112,9 +122,9 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
     tasks = harness.load(settings.lm_eval)
     with (
         seeding.deterministic(settings.deterministic),
-        folder.create(Path(settings.output)) as kept,
+        folder.shared(folder.create, Path(settings.output), processes) as kept,
     ):
-        work = workspace(settings, parts, catalog, kept, progress or Silent(), tasks)
+        work = workspace(settings, parts, catalog, kept, progress or Silent(), tasks, processes)
         scored = stages.score(work, settings.gamma, settings.scope, keep=parts.needs_sensitivity)
         scored.ensure()
         adapters: dict[str, Stage[Adapter]] = {}
@@ -126,6 +136,9 @@ def run(settings: RunConfig, catalog: Catalog, progress: Progress | None = None)
         losses = {which: adapter().losses for which, adapter in adapters.items()}
         report = Report([], losses, unavailable=dict(work.unavailable))
         report.notes.extend(stages.skipped(losses))
+        processes.disband()
+        if not processes.main:
+            return report
         for found in comparison.compare(work, adapters, scored):
             report = replace(
                 report,
@@ -151,11 +164,12 @@ def workspace(
     kept: RunFolder,
     progress: Progress,
     tasks: Tasks | None = None,
+    processes: Processes = ALONE,
 ) -> Workspace:
     """Load the model and the texts, and check that they go together with the quantizers."""
-    ledger = Ledger(kept, progress)
+    ledger = Ledger(kept, progress, processes)
     with ledger.clock.timing("load"):
-        model, score_batch = load(settings, parts, progress)
+        model, score_batch = load(settings, parts, progress, processes)
     able, unable = comparison.available(parts.quantizers, model, progress)
     parts.tuning.adapter_layers(model)
     outliers.check_selects(settings.gamma, model.layers.values(), settings.scope)
@@ -175,11 +189,15 @@ def workspace(
         versions=versions(),
         packages={entry.cls: f"{entry.package} {entry.version}" for entry in catalog},
     )
-    kept.write_text(folder.CONFIG, config.dumps(in_full(settings, parts), environment(work)))
+    processes.agree(work.inputs(calibration=work.calibration_fingerprint))
+    if processes.main:
+        kept.write_text(folder.CONFIG, config.dumps(in_full(settings, parts), environment(work)))
     return work
 
 
-def load(settings: RunConfig, parts: Plan, progress: Progress) -> tuple[LanguageModel, int]:
+def load(
+    settings: RunConfig, parts: Plan, progress: Progress, processes: Processes = ALONE
+) -> tuple[LanguageModel, int]:
     """The float model that a configuration names, and how many windows to score at once.
 
     Whether the model is resident or streamed is noted, with the estimate it follows from.
@@ -187,11 +205,12 @@ def load(settings: RunConfig, parts: Plan, progress: Progress) -> tuple[Language
     Raises:
         NpftError: it cannot be loaded, or what is planned does not fit into memory.
     """
+    divided = processes.count if parts.objective.averages_over_windows else 1
     job = memory.Job(
         context=settings.context,
         samples=settings.samples,
         score_batch=settings.score_batch,
-        tune_batch=parts.tuning.batch_size,
+        tune_batch=math.ceil(parts.tuning.batch_size / divided),
         rank=parts.tuning.rank,
         gamma=settings.gamma,
         original=parts.objective.needs_original,
@@ -203,21 +222,35 @@ def load(settings: RunConfig, parts: Plan, progress: Progress) -> tuple[Language
     def decide(shapes: nn.Module, device: torch.device) -> memory.Mode:
         nonlocal score_batch
         sizes = memory.Sizes.of(shapes, models.DTYPES[settings.dtype].itemsize)
-        free = memory.free_memory(device)
+        free = memory.shared(memory.free_memory(device), device, processes)
         choice = memory.choose(settings.memory, sizes, job, free, device)
         progress.note(choice.told)
+        _note_sharing(processes, parts, progress)
         score_batch = choice.score_batch
         return choice.mode
 
     model = models.load(
         settings.model,
-        device=settings.device,
+        device=processes.device(settings.device),
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
         decide=decide,
     )
     return model, score_batch
+
+
+def _note_sharing(processes: Processes, parts: Plan, progress: Progress) -> None:
+    """Say how many processes there are, and what they cannot share."""
+    if processes.count == 1:
+        return
+    progress.note(f"{processes.count} processes share the scoring and the tuning")
+    for plugin, divisible in (
+        (parts.scorer, parts.scorer.sums_over_windows),
+        (parts.objective, parts.objective.averages_over_windows),
+    ):
+        if not divisible:
+            progress.note(f"{plugin.name} cannot be shared: each process does all of its windows")
 
 
 def windows(

@@ -23,6 +23,8 @@ def environment(work: Workspace) -> dict[str, Any]:
     found: dict[str, Any] = dict(work.versions)
     found["python"] = platform.python_version()
     found["device"] = str(work.model.device)
+    if work.processes.started > 1:
+        found["processes"] = work.processes.started
     # Linux counts kilobytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

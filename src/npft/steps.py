@@ -1,6 +1,6 @@
 """The stages of :mod:`npft.pipeline` alone: each opens a run folder and goes one step on.
 
-The lens alone has no folder.
+The lens alone has no folder. Scoring and tuning may be shared by several processes.
 """
 
 from __future__ import annotations
@@ -21,32 +21,42 @@ from npft.folder import RunFolder
 from npft.lens import measuring
 from npft.pipeline import Plan
 from npft.plugins import Catalog
+from npft.processes import ALONE, Processes
 from npft.progress import Progress
 from npft.provenance import environment
 from npft.report.reading import BENCH, RESULTS, read_results
 from npft.stages import Variant, Workspace
 
 
-def score(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
+def score(
+    settings: RunConfig, catalog: Catalog, progress: Progress, processes: Processes = ALONE
+) -> None:
     """Start a run folder with ``config.toml`` and ``scores/``."""
     parts = pipeline.plan(settings, catalog)
     with (
         seeding.deterministic(settings.deterministic),
-        folder.create(Path(settings.output)) as kept,
+        folder.shared(folder.create, Path(settings.output), processes) as kept,
     ):
-        work = pipeline.workspace(settings, parts, catalog, kept, progress)
+        work = pipeline.workspace(settings, parts, catalog, kept, progress, processes=processes)
         keep = parts.needs_sensitivity
         stages.score(work, settings.gamma, settings.scope, keep=keep).ensure()
-        work.ledger.tidy()
+        processes.disband()
+        if processes.main:
+            work.ledger.tidy()
 
 
-def tune(settings: RunConfig, catalog: Catalog, progress: Progress) -> None:
+def tune(
+    settings: RunConfig, catalog: Catalog, progress: Progress, processes: Processes = ALONE
+) -> None:
     """From ``scores/`` to ``adapter/`` and ``merged/``, and the control's adapter."""
-    with _opened(settings, catalog, progress) as (parts, work):
+    with _opened(settings, catalog, progress, processes=processes) as (parts, work):
         scored = stages.load_scored(work)
         if settings.control:
             stages.control(work, parts.objective, parts.tuning).ensure()
         adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning).ensure()
+        processes.disband()
+        if not processes.main:
+            return
         variant = stages.tuned(work, "tuned", adapter)
         stages.merge(work, variant).ensure()
         stages.follow_sensitive(work, scored, variant).ensure()
@@ -143,14 +153,18 @@ def lens(
 
 @contextmanager
 def _opened(
-    settings: RunConfig, catalog: Catalog, progress: Progress, tasks: Tasks | None = None
+    settings: RunConfig,
+    catalog: Catalog,
+    progress: Progress,
+    tasks: Tasks | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[Plan, Workspace]]:
     parts = pipeline.plan(settings, catalog)
     with (
         seeding.deterministic(settings.deterministic),
-        folder.opened(Path(settings.output)) as kept,
+        folder.shared(folder.opened, Path(settings.output), processes) as kept,
     ):
-        yield parts, pipeline.workspace(settings, parts, catalog, kept, progress, tasks)
+        yield parts, pipeline.workspace(settings, parts, catalog, kept, progress, tasks, processes)
 
 
 def _variant(work: Workspace, name: str) -> Variant:

@@ -15,6 +15,7 @@ from npft.artifacts import LanguageModel
 from npft.contracts import Loss, Objective
 from npft.finite import first_bad_layer
 from npft.noise import Noise
+from npft.processes import ALONE, Processes
 
 _SMALLEST = 1e-3  # nats: below this a loss is as good as zero, and its logarithm no guide
 
@@ -44,7 +45,10 @@ class Student:
         objective: Objective,
         begun: Loss,
         noise: Noise | None,
+        processes: Processes = ALONE,
     ) -> None:
+        """``processes`` take a share of each batch, and their gradients add up to the whole."""
+        self._processes = processes
         self._wrapped = wrapped
         self._switches = Switches(wrapped)
         self._adapted = adapted
@@ -57,12 +61,14 @@ class Student:
         if not self._objective.needs_original:
             return None
         with torch.no_grad(), self._switches.without_adapter():
-            return self._forward(tokens)
+            return self._forward(self._mine(tokens)[0])
 
     def clean(self, tokens: Tensor, original: object | None, scale: Scale) -> Tensor:
         """Backward through ``scale(L(W + UV))``; L."""
         with self._switches.dropout():  # backward too: it may run blocks again
-            loss = self._begun.loss(self._forward(tokens), tokens, original)
+            mine, weight = self._mine(tokens)
+            own = self._begun.loss(self._forward(mine), mine, original)
+            loss = self._processes.mean(own, weight)
             scale(loss).backward()
         return loss.detach()
 
@@ -76,6 +82,9 @@ class Student:
         """Where the numbers first go bad on these tokens, under fresh noise."""
         with nullcontext() if self._noise is None else self._noise.applied(self._adapted):
             return first_bad_layer(self._adapted, lambda: self._forward(tokens))
+
+    def _mine(self, tokens: Tensor) -> tuple[Tensor, float]:
+        return self._processes.part(tokens, divide=self._objective.averages_over_windows)
 
     def _forward(self, tokens: Tensor) -> object:
         hidden = self._objective.needs_hidden_states

@@ -7,6 +7,7 @@ from importlib import import_module
 
 import click
 
+from npft.cli.launched import idle
 from npft.errors import NpftError
 
 VERBS = (
@@ -38,8 +39,11 @@ class Verbs(click.Group):
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="npft")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Make language models robust to quantization before they are quantized."""
+    if idle(context.invoked_subcommand):
+        context.exit()
 
 
 def main() -> None:

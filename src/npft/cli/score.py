@@ -15,12 +15,15 @@ from npft.cli.options import configure, run_options
 @click.option("--quiet", is_flag=True, help="no progress")
 def command(quiet: bool, **flags: Any) -> None:
     """Find the sensitive weights; starts a run folder."""
-    settings = configure(flags)
     from npft import steps
     from npft.cli.interrupted import telling_how_to_go_on
+    from npft.cli.launched import together
     from npft.cli.screen import Screen
     from npft.plugins import discover
 
-    with telling_how_to_go_on(settings.output, new=True):
-        steps.score(settings, discover(), Screen(quiet=quiet))
-    click.echo(settings.output)
+    with together(lambda: configure(flags)) as (settings, processes):
+        screen = Screen(quiet=quiet or not processes.main)
+        with telling_how_to_go_on(settings.output, new=True):
+            steps.score(settings, discover(), screen, processes)
+        if processes.main:
+            click.echo(settings.output)

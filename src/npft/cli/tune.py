@@ -15,12 +15,15 @@ from npft.cli.options import configure_folder, run_options
 @click.option("--quiet", is_flag=True, help="no progress")
 def command(run: str, quiet: bool, **flags: Any) -> None:
     """Tune under noise, from the scores of the run folder RUN; the control too."""
-    settings = configure_folder(run, flags)
     from npft import steps
     from npft.cli.interrupted import telling_how_to_go_on
+    from npft.cli.launched import together
     from npft.cli.screen import Screen
     from npft.plugins import discover
 
-    with telling_how_to_go_on(settings.output):
-        steps.tune(settings, discover(), Screen(quiet=quiet))
-    click.echo(f"{settings.output}/merged")
+    with together(lambda: configure_folder(run, flags)) as (settings, processes):
+        screen = Screen(quiet=quiet or not processes.main)
+        with telling_how_to_go_on(settings.output):
+            steps.tune(settings, discover(), screen, processes)
+        if processes.main:
+            click.echo(f"{settings.output}/merged")

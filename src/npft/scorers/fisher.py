@@ -29,6 +29,7 @@ class Fisher(Scorer):
     """
 
     name: ClassVar[str] = "fisher"
+    sums_over_windows: ClassVar[bool] = True
 
     def score(
         self, model: LanguageModel, batches: Iterable[Tensor]

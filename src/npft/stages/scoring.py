@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from npft import outliers, score_files
+from npft import data, outliers, score_files
 from npft.artifacts import LanguageModel, Outliers
 from npft.errors import NpftError
 from npft.evaluation.most_sensitive import MostSensitive
@@ -90,9 +90,19 @@ def load_scored(work: Workspace) -> Stage[Scored]:
 def sensitivities(
     work: Workspace, model: LanguageModel, label: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """The scorer's stream for a model on the calibration windows."""
-    count = -(-len(work.calibration) // work.score_batch)
-    return work.scorer.score(model, work.progress.track(work.batches(), label, count))
+    """The scorer's stream for a model on the calibration windows.
+
+    Several processes score a share of the windows each, and yield the same sums.
+    """
+    shared = work.scorer.sums_over_windows
+    windows = work.processes.share(work.calibration) if shared else work.calibration
+    batches = data.batches(windows, work.score_batch, model.device) if len(windows) else iter(())
+    count = -(-len(windows) // work.score_batch)
+    for name, values in work.scorer.score(model, work.progress.track(batches, label, count)):
+        if shared:
+            work.processes.add([values])
+        yield name, values
+        del values  # before the scorer makes the next
 
 
 def selected(

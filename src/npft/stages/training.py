@@ -79,6 +79,7 @@ def tune(
             rescore=rescore,
             progress=work.progress,
             checkpoint=Epochs(place),
+            processes=work.processes,
         )
 
     inputs = {
@@ -109,6 +110,7 @@ def control(work: Workspace, objective: Objective, settings: Tuning) -> Stage[Ad
             seed=work.seed,
             progress=work.progress,
             checkpoint=Epochs(place),
+            processes=work.processes,
         )
 
     inputs = {

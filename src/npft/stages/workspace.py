@@ -19,6 +19,7 @@ from npft.errors import NpftError
 from npft.evaluation.harness import Tasks
 from npft.folder import RunFolder
 from npft.ledger import Ledger
+from npft.processes import Processes
 from npft.progress import Progress
 
 T = TypeVar("T")
@@ -54,6 +55,11 @@ class Workspace:
     def folder(self) -> RunFolder:
         """The run folder."""
         return self.ledger.folder
+
+    @property
+    def processes(self) -> Processes:
+        """Those that share this run's scoring and tuning."""
+        return self.ledger.processes
 
     def batches(self) -> Iterator[Tensor]:
         """Calibration windows in batches on the model's device."""

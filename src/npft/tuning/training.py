@@ -18,6 +18,7 @@ from npft.artifacts import StepLoss
 from npft.contracts import Loss
 from npft.errors import NotFinite, NpftError, in_one_line
 from npft.noise import Noise
+from npft.processes import Processes
 from npft.progress import Progress
 from npft.seeding import generator
 from npft.terms import Terms
@@ -40,6 +41,7 @@ class Training:
         noise: Noise | None,
         random: torch.Generator,
         first_bad_layer: Callable[[Tensor], str],
+        processes: Processes,
     ) -> None:
         """Prepare the first step.
 
@@ -52,7 +54,9 @@ class Training:
             noise: on the base weights, None for the control.
             random: what ``terms`` draws from.
             first_bad_layer: where numbers first go bad on some tokens.
+            processes: those that take a share of each step; all of them end with the same adapter.
         """
+        self.processes = processes
         self.losses: list[StepLoss] = []
         self.taken = 0
         self._late = Late(next(wrapped.parameters()).device)
@@ -84,6 +88,7 @@ class Training:
                 some steps later.
         """
         noisy, clean = self._terms(tokens)
+        self.processes.add([p.grad for p in self._adapter.values() if p.grad is not None])
         names, norms = _clip(self._adapter, self._settings.clip)
         terms = [loss for loss in (noisy, clean) if loss is not None]
         good = torch.stack([*terms, norms.sum()]).isfinite().all()
@@ -154,7 +159,8 @@ class Training:
         if self._noise is not None:
             self._noise.load_state(state.part("noise", kept.tensors))
         self._objective.load_state_dict(state.part("objective", kept.tensors))
-        state.load_global_random(state.part("random", kept.tensors))
+        if self.processes.main:  # each has dropout of its own
+            state.load_global_random(state.part("random", kept.tensors))
         self._random.set_state(kept.tensors["terms"])
         self.losses = TypeAdapter(list[StepLoss]).validate_python(kept.numbers["losses"])
         self.taken = len(self.losses)
@@ -193,9 +199,10 @@ def train(
     for number, tokens in enumerate(show.track(batches, label, total - first), first):
         if number > 0 and number % per_epoch == 0:
             training.read(tokens)
-            state = training.state() if checkpoint is not None and number > first else None
-            if checkpoint is not None and state is not None:
-                checkpoint.save(state)
+            if checkpoint is not None and number > first and training.processes.main:
+                state = training.state()
+                if state is not None:
+                    checkpoint.save(state)
             training.begin_epoch(number // per_epoch, rescore)
         training.step(tokens)
     if training.taken > first:

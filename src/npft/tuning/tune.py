@@ -14,6 +14,7 @@ from npft.contracts import Objective, Sampler
 from npft.errors import NpftError
 from npft.noise import Noise
 from npft.precision import tensor_cores
+from npft.processes import ALONE, Processes
 from npft.progress import Progress, Silent
 from npft.seeding import generator, isolated_rng
 from npft.terms import BothTerms, NoNoise, OneTerm, Student, Terms, balanced, plain
@@ -37,6 +38,7 @@ def tune(
     rescore: Rescore | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    processes: Processes = ALONE,
 ) -> Adapter:
     r"""Train an adapter under fresh noise at every step (eq. 7).
 
@@ -54,6 +56,8 @@ def tune(
             as adapted so far.
         checkpoint: where the state is kept after each epoch; what it has already is not done
             again, and the adapter is the same, bit for bit.
+        processes: those that do the same call, and share each step. The adapter is that of one
+            process alone, up to rounding, but for dropout.
 
     Returns:
         The adapter and the losses of each step.
@@ -75,8 +79,9 @@ def tune(
         keep=settings.draw == "epoch",
     )
     return _trained(
-        model, windows, noise, objective, settings, seed, rescore, progress, "tune", checkpoint
-    )
+        model, windows, noise, objective, settings, seed, rescore, progress, "tune", checkpoint,
+        processes,
+    )  # fmt: skip
 
 
 def control(
@@ -88,11 +93,13 @@ def control(
     seed: int = 0,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    processes: Processes = ALONE,
 ) -> Adapter:
     """The honest baseline: the same adapter, data and steps, with no noise at all."""
     return _trained(
-        model, windows, None, objective, settings, seed, None, progress, "control", checkpoint
-    )
+        model, windows, None, objective, settings, seed, None, progress, "control", checkpoint,
+        processes,
+    )  # fmt: skip
 
 
 def _trained(
@@ -106,6 +113,7 @@ def _trained(
     progress: Progress | None,
     label: str,
     checkpoint: Checkpoint | None,
+    processes: Processes,
 ) -> Adapter:
     with (
         attached(
@@ -117,19 +125,20 @@ def _trained(
             norms=settings.norms,
             seed=seed,
         ) as (wrapped, adapted),
-        isolated_rng(seed, "dropout"),
+        isolated_rng(seed, "dropout" if processes.main else f"dropout {processes.rank}"),
         tensor_cores(),
         torch.enable_grad(),
     ):
         wrapped.eval()
         random = generator(seed, "terms")
         begun = objective.begin(seed)
-        student = Student(wrapped, adapted, objective, begun, noise)
+        student = Student(wrapped, adapted, objective, begun, noise, processes)
         terms = _terms(settings, student, noise, random)
         per_epoch = math.ceil(len(windows) / settings.batch_size)
         training = Training(
-            wrapped, terms, begun, settings, per_epoch, noise, random, student.first_bad_layer
-        )
+            wrapped, terms, begun, settings, per_epoch, noise, random, student.first_bad_layer,
+            processes,
+        )  # fmt: skip
 
         def select(noise: Noise) -> None:
             if rescore is not None:
