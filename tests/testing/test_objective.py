@@ -127,6 +127,13 @@ class OnlyBatches(GoodObjective):
         return (means - means.mean()).square().sum() / (len(means) - 1)
 
 
+class Adding(GoodObjective):
+    averages_over_windows: ClassVar[bool] = True
+
+    def loss(self, student: Any, *rest: Any) -> Tensor:
+        return student.logits.square().sum()
+
+
 class Overwriting(GoodObjective):
     def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:
         assert original is not None
@@ -137,6 +144,7 @@ class Overwriting(GoodObjective):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
+        (Adding(), "averages_over_windows, but its loss is no mean"),
         (PerToken(), "must return a finite scalar"),
         (Number(), "must return a finite scalar"),
         (Infinite(), "must return a finite scalar"),

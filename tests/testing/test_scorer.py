@@ -127,6 +127,10 @@ class Inventing(GoodScorer):
         yield "lm_head", torch.ones(1)
 
 
+class Summing(GoodScorer):
+    sums_over_windows: ClassVar[bool] = True
+
+
 class Editing(GoodScorer):
     def score(self, model: LanguageModel, batches: Iterable[Tensor]) -> Iterator[Any]:
         for batch in batches:
@@ -155,6 +159,7 @@ class Editing(GoodScorer):
         (Aliasing(), "the memory of .* itself: give a copy"),
         (Growing(), "yields scores of .* with a gradient"),
         (Inventing(), "yields 'lm_head', which is no layer"),
+        (Summing(), "sums_over_windows, but not in"),
         (Editing(), "changes a tensor that it was given"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Scorer) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ def check_objective(objective: Objective) -> None:
 
     Raises:
         AssertionError: options are not validated; the loss is no finite scalar on the model's
-            device, has no gradient with respect to the student, or differs between two calls; two
+            device, has no gradient with respect to the student, or differs between two calls; it
+            says that it averages over windows, and is not the mean of theirs; two
             tunings that begin alike go on differently, or do so from the same state; the inputs
             change; the global random state is touched.
     """
@@ -57,6 +59,24 @@ def _check_loss(objective: Objective, model: LanguageModel, batch: Tensor) -> No
     require(fine, objective, "has a zero, NaN or infinite gradient for the student's output")
     again = objective.loss(student, batch, original)
     require(same(loss, again), objective, "gives another loss for the same outputs")
+    if objective.averages_over_windows:
+        each = [
+            objective.loss(
+                _window(student, index), batch[index : index + 1], _window(original, index)
+            )
+            for index in range(len(batch))
+        ]
+        close = torch.allclose(torch.stack(each).mean(), loss, rtol=1e-2, atol=1e-4)
+        require(close, objective, "averages_over_windows, but its loss is no mean: leave it False")
+
+
+def _window(output: Any | None, index: int) -> Any | None:
+    """What of a model's output on a batch is about one window."""
+    if output is None:
+        return None
+    one = slice(index, index + 1)
+    hidden = output.hidden_states and tuple(states[one] for states in output.hidden_states)
+    return SimpleNamespace(logits=output.logits[one], hidden_states=hidden)
 
 
 def _check_course(objective: Objective, model: LanguageModel, batch: Tensor) -> None:

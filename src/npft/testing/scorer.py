@@ -19,7 +19,8 @@ def check_scorer(scorer: Scorer) -> None:
     Raises:
         AssertionError: options are not validated; layers are left out or out of order; a
             sensitivity has the wrong shape, dtype or device, is negative, NaN or infinite, or
-            shares memory with the model; yielded tensors are kept; two runs differ; the model
+            shares memory with the model; yielded tensors are kept; two runs differ; it says that
+            it sums over windows, and those of two shares and of none do not add up; the model
             changes, or keeps hooks or gradients; the global random state is touched.
     """
     check_class(scorer, Scorer)
@@ -37,6 +38,18 @@ def _check_scores(scorer: Scorer, model: LanguageModel, batches: list[Tensor]) -
     second = _stream(scorer, model, batches)
     equal = all(same(first[name], second[name]) for name in first)
     require(equal, scorer, "gives other scores for the same model and batches")
+    if scorer.sums_over_windows:
+        _check_sums(scorer, model, batches, first)
+
+
+def _check_sums(
+    scorer: Scorer, model: LanguageModel, batches: list[Tensor], whole: dict[str, Tensor]
+) -> None:
+    parts = [_stream(scorer, model, some) for some in (batches[:1], batches[1:], [])]
+    for name, values in whole.items():
+        summed = sum(part[name].double() for part in parts)
+        close = torch.allclose(values.double(), summed, rtol=1e-3, atol=1e-5 * float(values.max()))  # type: ignore[arg-type]
+        require(close, scorer, f"sums_over_windows, but not in {name}: leave it False")
 
 
 def _stream(scorer: Scorer, model: LanguageModel, batches: list[Tensor]) -> dict[str, Tensor]:
