@@ -95,7 +95,7 @@ def test_nothing_is_left_to_do_for_a_finished_run(model, undisturbed, finished) 
         ("quantize kmeans-3", 5),
         ("eval original rtn-3 on builtin", 0),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_an_interrupted_run_goes_on_where_it_was(model, undisturbed, stop, tmp_path) -> None:
     output = tmp_path / "r"
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_where_it_was(model, undisturbed, stop, tmp_p
         ({"gamma": 0.5}, EVERYTHING - {"control"}, "scores is made again: gamma was 1.0, is 0.5"),
         ({"samples": 3}, EVERYTHING, "scores is made again: calibration is another"),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_a_changed_option_redoes_what_depends_on_it(
     model, finished, changes, kinds, reason
