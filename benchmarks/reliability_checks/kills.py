@@ -66,8 +66,10 @@ def survive(place: Path, kills: int, seed: int) -> tuple[int, int, list[str]]:
         runs += 1
         run = place / f"run-{runs}"
         while landed < kills:
-            moment = moments.uniform(0, seconds)
-            if not killed(model, run, moment):
+            fresh, moment = not run.exists(), moments.uniform(0, seconds)
+            took = killed(model, run, moment)
+            if took is not None:  # other work on the machine has become less, it seems
+                seconds = min(seconds, took) if fresh else seconds
                 break
             if stages(run) == stages(whole):  # too late to be counted: only the report was left
                 finish(model, run)
@@ -110,17 +112,19 @@ def finish(model: Path, run: Path) -> float:
     return time.perf_counter() - began
 
 
-def killed(model: Path, run: Path, moment: float) -> bool:
-    """Whether the command still ran ``moment`` seconds after it began, and is dead now."""
+def killed(model: Path, run: Path, moment: float) -> float | None:
+    """Kill the command ``moment`` seconds after it began; how long it took, if it was quicker."""
     process = start(model, run)
+    began = time.perf_counter()
     try:
         process.wait(moment)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return True
+        return None
+    took = time.perf_counter() - began
     check(process)
-    return False
+    return took
 
 
 def check(process: subprocess.Popen[str]) -> None:

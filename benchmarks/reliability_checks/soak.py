@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tiny import save_tiny
 
-from npft import config, pipeline
+from npft import config, data, pipeline
 from npft.plugins import discover
 
 SETTINGS = {
@@ -33,6 +33,8 @@ SETTINGS = {
     "bits": [3],
     "device": "cpu",
 }
+
+CHARACTERS = 20_000
 
 WARM_UP = 5
 
@@ -68,9 +70,12 @@ def main(arguments: list[str]) -> int:
 def soak(place: Path, runs: int) -> list[Use]:
     """What is held after each run beyond the first few."""
     model, used = save_tiny(place / "model"), []
+    text = place / "text.txt"
+    text.write_text("\n".join(data.load_text("builtin"))[:CHARACTERS])
+    texts = {"calibration": str(text), "evaluate": {"text": str(text)}}
     for number in range(1, runs + 1):
         output = place / "run"
-        values = {**SETTINGS, "model": str(model), "output": str(output), "seed": number}
+        values = {**SETTINGS, **texts, "model": str(model), "output": str(output), "seed": number}
         pipeline.run(config.make(values), discover())
         shutil.rmtree(output)
         if number >= WARM_UP:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,11 @@ def windows(tokenizer: Any, documents: list[str], context: int, source: str = "t
         NpftError: there is not one whole window.
     """
     text = "\n\n".join(documents)
-    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    # A tokenizer of the tokenizers library caches words per thread and does not free them with
+    # itself (0.23), so the thread must go.
+    with ThreadPoolExecutor(1) as pool:
+        encoded = pool.submit(tokenizer, text, verbose=False).result()
+    tokens = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     whole = tokens.numel() // context
     if whole == 0:
         raise NpftError(
