@@ -288,7 +288,7 @@ def merge(model: LanguageModel, adapter: Adapter) -> LanguageModel:
     lacking = (key for key in result.missing_keys if any(word in key for word in own))
     strange = [*result.unexpected_keys, *lacking]
     if strange:
-        raise NpftError(f"the adapter does not belong to this model: {strange[0]}")
+        raise NpftError(f"the adapter does not belong to this model: {abridged(strange[0])}")
     try:
         network = wrapped.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     except ValueError as error:
