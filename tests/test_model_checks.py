@@ -285,12 +285,13 @@ def test_a_causal_model_passes(architecture: str, dtype: str) -> None:
 
 def test_more_tokens_than_positions_are_refused() -> None:
     model = tiny_model("GPT2")
-    model_checks.check_context(model, 128)
+    model_checks.check_context(model.network, model.source, 128)
     with torch.no_grad():
         model.network(input_ids=torch.zeros(1, 128, dtype=torch.int64))
         with pytest.raises(IndexError):
             model.network(input_ids=torch.zeros(1, 129, dtype=torch.int64))
-    refusal(lambda: model_checks.check_context(model, 129), "129", "128", "--context")
+    check = lambda: model_checks.check_context(model.network, model.source, 129)  # noqa: E731
+    refusal(check, "129", "128", "--context")
 
 
 def test_a_refusal_is_all_that_is_said(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

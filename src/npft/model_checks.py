@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from npft import gguf_header
 from npft.artifacts import LanguageModel
@@ -261,12 +262,12 @@ def check_causal(model: LanguageModel) -> None:
         )
 
 
-def check_context(model: LanguageModel, context: int) -> None:
+def check_context(network: nn.Module, source: str, context: int) -> None:
     """Refuse windows of more tokens than the model has positions for."""
-    most = getattr(model.network.config, "max_position_embeddings", None)
+    most = getattr(getattr(network, "config", None), "max_position_embeddings", None)
     if isinstance(most, int) and context > most:
         raise NpftError(
-            f"a context of {context} tokens is more than the {most} that model {model.source!r} "
+            f"a context of {context} tokens is more than the {most} that model {source!r} "
             "takes: give a smaller --context"
         )
 

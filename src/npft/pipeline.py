@@ -221,6 +221,7 @@ def load(
 
     def decide(shapes: nn.Module, device: torch.device) -> memory.Mode:
         nonlocal score_batch
+        model_checks.check_context(shapes, settings.model, settings.context)
         sizes = memory.Sizes.of(shapes, models.DTYPES[settings.dtype].itemsize)
         free = memory.shared(memory.free_memory(device), device, processes)
         choice = memory.choose(settings.memory, sizes, job, free, device)
@@ -257,7 +258,7 @@ def windows(
     settings: RunConfig, model: LanguageModel, progress: Progress
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Windows ``(n, context)`` to calibrate on, and to evaluate on by name."""
-    model_checks.check_context(model, settings.context)
+    model_checks.check_context(model.network, model.source, settings.context)
     calibration = _tokens(model, settings.calibration, "calibration", settings.context)
     if len(calibration) < settings.samples:
         progress.note(

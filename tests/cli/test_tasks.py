@@ -119,7 +119,8 @@ def test_eval_alone_asks_the_folders_models_again(finished, environment, tmp_pat
     run = shutil.copytree(finished, tmp_path / "run")
     before = _rows(run)
     npft = [sys.executable, "-m", "npft", "eval", str(run)]
-    ran = _call(environment, *npft, "--tasks", "piqa_local", "--limit", "5", "--quiet")
+    tasks = ["--tasks", "piqa_local", "--include-path", str(TASKS), "--limit", "5"]
+    ran = _call(environment, *npft, *tasks, "--quiet")
     assert ran.returncode == 0, ran.stderr
     assert "piqa_local (5, 24)" in ran.stdout
     assert ran.stderr == ""

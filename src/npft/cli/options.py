@@ -100,10 +100,13 @@ def _apply(function: F, flags: list[Callable[[Any], Any]]) -> F:
     return function
 
 
-def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunConfig:
+def configure(
+    flags: dict[str, Any], base: dict[str, Any] | None = None, *, tasks: bool = True
+) -> RunConfig:
     """Configuration in rising order: defaults, recipe, ``base`` or ``--config``, flags, ``-o``.
 
-    Without any model, the demonstration's settings stand in for the defaults.
+    Without any model, the demonstration's settings stand in for the defaults. ``tasks`` says
+    whether the verb puts them to models, so that what they would run needs leave.
 
     Raises:
         NpftError: a value, option or file is wrong.
@@ -113,7 +116,7 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
     flags = {name: value for name, value in flags.items() if value not in (None, ())}
     file, options = flags.pop("config", None), flags.pop("options", ())
     values = dict(base) if base is not None else config.read(Path(file)) if file else {}
-    _check_permissions(values, flags)
+    _check_permissions(values, flags, tasks)
     if file and base is None and "output" not in flags:
         values.pop("output", None)
     if "recipe" in flags:
@@ -144,18 +147,18 @@ def configure(flags: dict[str, Any], base: dict[str, Any] | None = None) -> RunC
     return config.make(values)
 
 
-def configure_folder(run: str, flags: dict[str, Any]) -> RunConfig:
-    """The configuration of an existing run folder, changed by flags and ``-o``."""
+def configure_folder(run: str, flags: dict[str, Any], *, tasks: bool = True) -> RunConfig:
+    """The configuration of an existing run folder, changed by flags and ``-o``; see above."""
     from npft import config
     from npft.folder import CONFIG
 
     file = Path(run) / CONFIG
     if not file.is_file():
         raise NpftError(f"{run!r} is no run folder: it has no {CONFIG}; start with npft score")
-    return configure({**flags, "output": run}, config.read(file))
+    return configure({**flags, "output": run}, config.read(file), tasks=tasks)
 
 
-def _check_permissions(values: dict[str, Any], flags: dict[str, Any]) -> None:
+def _check_permissions(values: dict[str, Any], flags: dict[str, Any], of_tasks: bool) -> None:
     """Whoever wrote a configuration may not be who runs it: code runs by a flag alone."""
     from npft import config
 
@@ -165,8 +168,8 @@ def _check_permissions(values: dict[str, Any], flags: dict[str, Any]) -> None:
     asked = {
         "trust_remote_code": bool(values.get("trust_remote_code")),
         "allow_pickle": bool(values.get("allow_pickle")),
-        "include_path": bool(tasks.get("include_path")),
-        "tasks": files,
+        "include_path": of_tasks and bool(tasks.get("include_path")),
+        "tasks": of_tasks and files,
     }
     for name, wanted in asked.items():
         if wanted and name not in flags:

@@ -30,7 +30,7 @@ from npft.cli.options import configure_folder, run_options
 @click.option("--quiet", is_flag=True, help="no progress")
 def command(run: str, which: tuple[str, ...], as_float: bool, quiet: bool, **flags: Any) -> None:
     """Quantize the models of the run folder RUN; prints the checkpoints' paths."""
-    settings = configure_folder(run, flags)
+    settings = configure_folder(run, flags, tasks=False)
     from npft import steps
     from npft.cli.interrupted import telling_how_to_go_on
     from npft.cli.screen import Screen

@@ -21,7 +21,7 @@ def command(run: str, quiet: bool, **flags: Any) -> None:
     from npft.cli.screen import Screen
     from npft.plugins import discover
 
-    with together(lambda: configure_folder(run, flags)) as (settings, processes):
+    with together(lambda: configure_folder(run, flags, tasks=False)) as (settings, processes):
         screen = Screen(quiet=quiet or not processes.main)
         with telling_how_to_go_on(settings.output):
             steps.tune(settings, discover(), screen, processes)
