@@ -273,15 +273,19 @@ def check_context(network: nn.Module, source: str, context: int) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise NpftError(f"model folder {str(folder)!r} has no config.json: {_instead_of(folder)}")
-    return _read_json(file)
+    try:
+        return _read_json(folder / "config.json")
+    except FileNotFoundError as error:
+        raise NpftError(
+            f"model folder {str(folder)!r} has no config.json: {_instead_of(folder)}"
+        ) from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise NpftError(f"model file {str(file)!r} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -51,5 +51,10 @@ def main() -> None:
     try:
         cli(prog_name="npft")
     except NpftError as error:
-        click.echo(f"npft: error: {error}", err=True)
-        sys.exit(1)
+        sentence = str(error)
+    except PermissionError as error:  # Path.is_file raises it where a folder above is closed
+        sentence = f"{error.filename!r} may not be opened: change its permissions, or give another"
+    else:
+        return
+    click.echo(f"npft: error: {sentence}", err=True)
+    sys.exit(1)
