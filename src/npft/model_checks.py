@@ -17,7 +17,7 @@ from npft.artifacts import LanguageModel
 from npft.errors import NpftError, abridged, in_one_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _REPEATED = re.compile(r"^n(um)?_.*(layer|block|expert)")
 """Settings that say how often something is built."""
@@ -110,16 +110,24 @@ def check_config(source: str, config: dict[str, Any]) -> None:
 
 
 def check_size(source: str, folder: Path) -> None:
-    """Refuse a configuration of more weights than the files have, before memory is taken.
+    """Refuse a configuration of more weights than the files have, before memory is taken."""
+    from transformers import AutoConfig
+
+    files = list(folder.glob("*.safetensors"))
+    if files:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_weights_fit(source, config, files)
+
+
+def check_weights_fit(
+    source: str, config: PreTrainedConfig, files: list[Path], per_byte: int = 1
+) -> None:
+    """Refuse a configuration of more weights than ``files`` can hold, ``per_byte`` in each byte.
 
     The network is built without memory, and only once its layers are known to be few enough.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    files = list(folder.glob("*.safetensors"))
-    if not files:
-        return
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     tensors = sum(map(_tensors, files))
     for name, value in _flat(config.to_dict()):
         if _REPEATED.search(name) and value > tensors:
@@ -130,7 +138,8 @@ def check_size(source: str, folder: Path) -> None:
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     needed = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
-    _check_weights_needed(source, needed, sum(file.stat().st_size for file in files))
+    most = per_byte * sum(file.stat().st_size for file in files)
+    _check_weights_needed(source, needed, most)
 
 
 def _check_gguf_size(source: str, header: gguf_header.Header) -> None:

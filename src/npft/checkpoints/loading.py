@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from npft import models
+from npft import model_checks, models
 from npft.artifacts import LanguageModel, PackedWeight, QuantizedModel, weight_checks
 from npft.checkpoints import formats
 from npft.checkpoints.format import Format
@@ -48,6 +48,7 @@ def _load(folder: Path, dtype: str) -> QuantizedModel:
         raise NpftError("its config.json has no quantization_config")
     del config.quantization_config
     form = formats.by_method(settings.get("quant_method"))
+    model_checks.check_weights_fit(str(folder), config, [folder / WEIGHTS], per_byte=4)  # 2 bits
     network = AutoModelForCausalLM.from_config(
         config, dtype=models.DTYPES[dtype], trust_remote_code=False
     )

@@ -39,7 +39,7 @@ from npft.artifacts import (
 )
 from npft.checkpoints.format import Format
 from npft.checkpoints.stored import Stored
-from npft.errors import NpftError
+from npft.errors import NpftError, abridged
 from npft.packed.bits import pack as pack_bits
 from npft.packed.bits import unpack as unpack_bits
 
@@ -97,6 +97,8 @@ def tensor_kinds(
     """
     out_features, in_features = shape
     bits, entries = int(entry["bits"]), entry["sparse"]
+    if not 2 <= bits <= 8:
+        raise NpftError(f"a layer has {abridged(str(bits))} bits, outside 2..8")
     groups = in_features // int(entry["group_size"] or in_features)
     kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "codes": ((out_features, -(-in_features * bits // 8)), torch.uint8)

@@ -89,9 +89,9 @@ def _quality(report: Report, text: str) -> dict[str, Any]:
         for model in models:
             perplexity = known.get((text, "perplexity", which, model))
             kl = known.get((text, "kl", which, model))
-            best = which != "float" and values.get(model) == min(values.values())
+            best = which != "float" and model in values and values[model] == min(values.values())
             cells.append((Number.of(perplexity, ".2f"), Number.of(kl, ".4f"), best))
-        some = next(iter(rows.values()))
+        some = next(row for row in here if setting(row) == which)
         index = report.rows.index(some)
         lines.append(
             {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from npft.artifacts import Report, Sensitivity
 from npft.errors import NpftError, abridged, in_one_line
@@ -26,9 +26,9 @@ class Latency(BaseModel):
 
     what: str
     variant: str
-    tokens: int
-    milliseconds: float
-    floor_ms: float
+    tokens: int = Field(ge=1, lt=2**31)
+    milliseconds: float = Field(gt=0, allow_inf_nan=False)
+    floor_ms: float = Field(gt=0, allow_inf_nan=False)
 
 
 class Shown(BaseModel):
