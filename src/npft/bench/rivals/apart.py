@@ -25,14 +25,13 @@ def measured(rival: Rival, shape: str, bandwidth: float, replays: int) -> Line |
         return NOT_INSTALLED
     with tempfile.TemporaryDirectory(prefix="npft-bench-") as folder:
         answer = Path(folder, "answer.json")
-        command = [sys.executable, "-m", "npft.bench.rivals.worker"]
-        command += [rival.name, shape, str(bandwidth), str(replays), str(answer)]
+        job = {"name": rival.name, "shape": shape, "bandwidth": bandwidth, "replays": replays}
         try:
             ended = subprocess.run(
-                command,
+                [sys.executable, "-m", "npft.bench.rivals.worker"],
                 cwd=folder,  # some write logs to where they run
                 env={**os.environ, "PYTHONPATH": _path()},
-                stdin=subprocess.DEVNULL,
+                input=json.dumps({**job, "answer": str(answer)}),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 encoding="utf-8",

@@ -1,6 +1,7 @@
-"""What runs in a rival's own process: ``NAME SHAPE BANDWIDTH REPLAYS ANSWER``.
+"""What runs in a rival's own process.
 
-The answer is a file with a line of the table, or with what the library says against it.
+It reads a job, the arguments of :func:`main`, and writes an answer to a file: a line of the table,
+or what the library says against it.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ def line(rival: Rival, shape_name: str, bandwidth: float, replays: int) -> measu
     return measure.linear(rival.name, weights, size, bandwidth, replays, rival.times)
 
 
-def main(name: str, shape_name: str, bandwidth: str, replays: str, answer: str) -> None:
+def main(name: str, shape: str, bandwidth: float, replays: int, answer: str) -> None:
     """Measure one rival, and write the answer."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # before a library that is imported orders the GPUs in its own way
     try:
-        found = line(RIVALS[name], shape_name, float(bandwidth), int(replays))
+        found = line(RIVALS[name], shape, bandwidth, replays)
         told: dict[str, Any] = {"line": asdict(found)}
     except (Exception, SystemExit) as error:  # whatever another library raises is its answer
         told = {"error": in_one_line(error, 400)}
@@ -46,4 +49,4 @@ def main(name: str, shape_name: str, bandwidth: str, replays: str, answer: str) 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**json.load(sys.stdin))
