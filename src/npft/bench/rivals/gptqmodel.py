@@ -46,7 +46,7 @@ def marlin_layer(rows: int, columns: int, device: str) -> Any:
         )
 
 
-def _filled(layer: Any) -> Matrix:
+def filled(layer: Any) -> Matrix:
     """The layer's product, with random codes and scales."""
     high = 2**31
     layer.qweight.random_(-high, high - 1)
@@ -68,11 +68,11 @@ def dense(weight: Tensor, scales: Tensor) -> Tensor:
 
 
 def _marlin(rows: int, columns: int) -> Matrix:
-    return _filled(marlin_layer(rows, columns, "cuda"))
+    return filled(marlin_layer(rows, columns, "cuda"))
 
 
 def _triton(rows: int, columns: int) -> Matrix:
-    return _filled(triton_layer(rows, columns, "cuda"))
+    return filled(triton_layer(rows, columns, "cuda"))
 
 
 MARLIN = Rival(f"GPTQModel Marlin, groups of {GROUP}", "gptqmodel", 0.5 + 2 / GROUP, _marlin)
