@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npft import checkpoints, generation
-from npft.bench import measure, rivals
+from npft.bench import measure
 from npft.bench.result import Result, start
+from npft.bench.rivals.apart import NOT_INSTALLED
+from npft.bench.rivals.every import RIVALS
 from npft.packed.decoder import Decoder, take_apart
 from npft.packed.model import pack_model, packed_layers
 from npft.progress import Progress
@@ -39,5 +41,8 @@ def of_run(run: Path, of: str, lengths: Sequence[int], repeats: int, progress: P
         result.agreements[path.name] = measure.agreement(
             Decoder(weights, 129), Decoder(floats, 129), 128
         )
-    result.missing = rivals.not_measured()
+    result.missing = {
+        rival.name: "npft bench --shape measures it" if rival.installed else NOT_INSTALLED
+        for rival in RIVALS.values()
+    }
     return result

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from npft.bench import measure, rivals
+from npft.bench import measure
 from npft.bench.result import Result, start
+from npft.bench.rivals.apart import measured
+from npft.bench.rivals.every import RIVALS
+from npft.bench.rivals.pytorch import CUBLAS
 from npft.bench.shapes import (
     FORMATS,
     Format,
@@ -34,29 +37,28 @@ def of_shape(name: str, lengths: Sequence[int], repeats: int, progress: Progress
     """
     shape = shape_named(name)
     result = start(f"random weights of the shape {name}")
+    torch.cuda.empty_cache()  # rivals have processes of their own
+    for rival in RIVALS.values():
+        progress.note(rival.name)
+        found = measured(rival, name, result.bandwidth, REPLAYS * repeats)
+        if isinstance(found, str):
+            result.missing[rival.name] = found
+        else:
+            result.lines.append(found)
     _floats(result, shape, lengths, repeats, progress)
     for form in FORMATS:
         _packed(result, shape, form, lengths, repeats, progress)
-    result.missing = rivals.not_measured()
     return result
 
 
 def _floats(
     result: Result, shape: Shape, lengths: Sequence[int], repeats: int, progress: Progress
 ) -> None:
-    int4 = rivals.torch_int4()
-    progress.note(int4.name)
-    size = measure.float_size(shape) / 2 * int4.bytes_per_weight
-    weights = random_weights(shape, int4.make, DTYPE)
-    replays = REPLAYS * repeats
-    result.lines.append(measure.linear(int4.name, weights, size, result.bandwidth, replays))
-    del weights
-    cublas = rivals.cublas(DTYPE)
-    progress.note(cublas.name)
-    size = measure.float_size(shape)
-    weights = random_weights(shape, cublas.make, DTYPE)
-    result.lines.append(measure.linear(cublas.name, weights, size, result.bandwidth, replays))
-    result.lines += measure.decoding(cublas.name, weights, size, lengths, result.bandwidth, repeats)
+    name, size, bandwidth = CUBLAS.name, CUBLAS.size(shape), result.bandwidth
+    progress.note(name)
+    weights = random_weights(shape, CUBLAS.product, DTYPE)
+    result.lines.append(measure.linear(name, weights, size, bandwidth, REPLAYS * repeats))
+    result.lines += measure.decoding(name, weights, size, lengths, bandwidth, repeats)
 
 
 def _packed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from npft.bench.shapes import matrices
 from npft.bench.timing import Times, graph_replays
-from npft.packed.decoder import Decoder, Shape, Weights
+from npft.packed.decoder import Decoder, Weights
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,22 @@ class Line:
 
 
 def linear(
-    variant: str, weights: Weights, linear_bytes: float, bandwidth: float, replays: int
+    variant: str,
+    weights: Weights,
+    linear_bytes: float,
+    bandwidth: float,
+    replays: int,
+    timed: Callable[[Callable[[], object], int], Times] = graph_replays,
 ) -> Line:
-    """All linear layers of one token, one after the other, in one CUDA graph.
+    """All linear layers of one token, one after the other.
 
     Args:
         variant: its name in the table.
         weights: the network.
         linear_bytes: what the linear layers must read.
         bandwidth: bytes per second.
-        replays: of the graph.
+        replays: of them all.
+        timed: their times, by default those of a CUDA graph.
     """
     sizes = list(matrices(weights.shape).values())
     like = weights.embedding
@@ -77,7 +83,7 @@ def linear(
             for product, given, out in zip(block, x, y, strict=True):
                 product(given, out)
 
-    times, floor = graph_replays(work, replays), linear_bytes / bandwidth * 1e3
+    times, floor = timed(work, replays), linear_bytes / bandwidth * 1e3
     return Line("linear", variant, 1, times.median, *times.spread, linear_bytes, floor)
 
 
@@ -165,8 +171,3 @@ def agreement(one: Decoder, other: Decoder, tokens: int) -> Agreement:
             decided.append(same[-1])
     clear = len(decided)
     return Agreement(sum(same) / tokens, max(errors), clear, sum(decided) / max(1, clear))
-
-
-def float_size(shape: Shape) -> float:
-    """Bytes of the linear layers in 16 bits."""
-    return 2.0 * shape.layers * sum(rows * columns for rows, columns in matrices(shape).values())

@@ -29,8 +29,8 @@ class Times:
         return min(self.each), max(self.each)
 
 
-def graph_replays(work: Callable[[], object], repeats: int) -> Times:
-    """Each replay of ``work`` captured as a CUDA graph, after one run and two replays."""
+def captured(work: Callable[[], object]) -> Callable[[], None]:
+    """``work`` as a replay of a CUDA graph, after one run of it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode():
@@ -40,12 +40,22 @@ def graph_replays(work: Callable[[], object], repeats: int) -> Times:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             work()
+    return graph.replay
+
+
+def graph_replays(work: Callable[[], object], repeats: int) -> Times:
+    """Each replay of ``work`` captured as a CUDA graph, after one run and two replays."""
+    return runs(captured(work), repeats)
+
+
+def runs(work: Callable[[], object], repeats: int) -> Times:
+    """Each run of ``work``, after two, with as much of Python's time as the GPU has to wait for."""
     for _ in range(2):
-        graph.replay()
+        work()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     marks[0].record()
     for mark in marks[1:]:
-        graph.replay()
+        work()
         mark.record()
     torch.cuda.synchronize()
     return Times(tuple(a.elapsed_time(b) for a, b in itertools.pairwise(marks)))
