@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,10 @@ def broken(folder: Path, into: Path, suffix: str, change: Callable[[Tensor], Ten
     tensors[f"{LAYER}.{suffix}"] = change(tensors[f"{LAYER}.{suffix}"]).contiguous()
     save_file(tensors, into / WEIGHTS, metadata={"format": "pt"})
     return into
+
+
+BYSTANDER = {"sparse": "codes", "gptq": "scales", "awq": "scales"}
+"""A tensor of each format that may be copied as it is."""
 
 
 def put(value: float, place: int = 0) -> Callable[[Tensor], Tensor]:
@@ -140,3 +145,27 @@ def test_a_group_size_that_is_none_is_refused(size: Any, folders, tmp_path) -> N
     config["quantization_config"]["layers"][LAYER]["group_size"] = size
     (folder / "config.json").write_text(json.dumps(config))
     refusal(lambda: checkpoints.load(folder, device="cpu"), str(folder))
+
+
+@pytest.mark.parametrize("what", ["sparse", "gptq", "awq"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_hidden_layers", 2**15), ("vocab_size", 2**28), ("hidden_size", 2**20)]
+)
+def test_more_weights_than_the_file_holds_take_no_memory(
+    what, name, value, folders, tmp_path
+) -> None:
+    folder = broken(folders(what), tmp_path, BYSTANDER[what], torch.clone)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, name: value}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(lambda: checkpoints.load(folder, device="cpu"), str(folder), "get")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 1, 9, 2**64])
+def test_bits_that_no_layout_has(bits: int, folders, tmp_path) -> None:
+    folder = broken(folders("sparse"), tmp_path, "codes", torch.clone)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["layers"][LAYER]["bits"] = bits
+    (folder / "config.json").write_text(json.dumps(config))
+    refusal(lambda: checkpoints.load(folder, device="cpu"), f"{bits} bits, outside 2..8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -266,6 +267,30 @@ def test_what_is_no_run_is_refused(tmp_path, run: Path) -> None:
     (tmp_path / "config.toml").unlink()
     (tmp_path / BENCH).write_text("[]")
     refusal(lambda: read_run(tmp_path), "bench.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tokens", 0), ("tokens", 2**64), ("milliseconds", 0.0), ("floor_ms", math.inf)],
+)
+def test_latencies_that_no_axis_has_are_refused(name, value, tmp_path, run: Path) -> None:
+    (tmp_path / RESULTS).write_text((run / RESULTS).read_text())
+    row = {"what": "decode", "variant": "x", "tokens": 1, "milliseconds": 1.0, "floor_ms": 1.0}
+    (tmp_path / BENCH).write_text(json.dumps({"rows": [{**row, name: value}]}))
+    refusal(lambda: read_run(tmp_path), "bench.json", name)
+
+
+def test_a_setting_of_which_only_the_perplexity_is_known() -> None:
+    rows = [
+        Row("tuned", "rtn", bits, 0, 4.0, "c4", metric, value, tokens=15, context=16)
+        for bits, metric, value in [
+            (4, "perplexity", 20.0),
+            (4, "kl", 0.1),
+            (3, "perplexity", 30.0),
+        ]
+    ]
+    read = Reader(page.render(Found("run", Report(rows), {})))
+    assert {"20.00", "0.1000", "30.00"} <= set(read.shown)
 
 
 def test_the_verb_says_where_the_page_is(run: Path, tmp_path) -> None:
