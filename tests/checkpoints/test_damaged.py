@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from checkpoint_folders import act_ordered, quantized, with_sparse
 from refusals import refusal
 from safetensors.torch import load_file, save_file
@@ -56,16 +56,29 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def broken(folder: Path, into: Path, suffix: str, change: Callable[[Tensor], Tensor]) -> Path:
     """A copy of a checkpoint with one tensor of LAYER changed."""
-    for file in folder.iterdir():
-        (into / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, into, dirs_exist_ok=True)
     tensors = load_file(folder / WEIGHTS)
     tensors[f"{LAYER}.{suffix}"] = change(tensors[f"{LAYER}.{suffix}"]).contiguous()
     save_file(tensors, into / WEIGHTS, metadata={"format": "pt"})
     return into
 
 
-BYSTANDER = {"sparse": "codes", "gptq": "scales", "awq": "scales"}
-"""A tensor of each format that may be copied as it is."""
+def configured(folder: Path, into: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a checkpoint with its config.json changed."""
+    shutil.copytree(folder, into, dirs_exist_ok=True)
+    config = json.loads((into / "config.json").read_text())
+    change(config)
+    (into / "config.json").write_text(json.dumps(config))
+    return into
+
+
+def of_layer(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Another value among what npft's format says of LAYER."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["quantization_config"]["layers"][LAYER][name] = value
+
+    return change
 
 
 def put(value: float, place: int = 0) -> Callable[[Tensor], Tensor]:
@@ -140,10 +153,7 @@ def test_a_manifest_names_no_other_place(changes, folders, tmp_path) -> None:
 
 @pytest.mark.parametrize("size", ["x", 5, -1, 10**30, None, [16]])
 def test_a_group_size_that_is_none_is_refused(size: Any, folders, tmp_path) -> None:
-    folder = broken(folders("act-order"), tmp_path, "g_idx", torch.clone)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["layers"][LAYER]["group_size"] = size
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = configured(folders("act-order"), tmp_path, of_layer("group_size", size))
     refusal(lambda: checkpoints.load(folder, device="cpu"), str(folder))
 
 
@@ -154,9 +164,7 @@ def test_a_group_size_that_is_none_is_refused(size: Any, folders, tmp_path) -> N
 def test_more_weights_than_the_file_holds_take_no_memory(
     what, name, value, folders, tmp_path
 ) -> None:
-    folder = broken(folders(what), tmp_path, BYSTANDER[what], torch.clone)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, name: value}))
+    folder = configured(folders(what), tmp_path, lambda config: config.update({name: value}))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refusal(lambda: checkpoints.load(folder, device="cpu"), str(folder), "get")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
@@ -164,8 +172,5 @@ def test_more_weights_than_the_file_holds_take_no_memory(
 
 @pytest.mark.parametrize("bits", [-1, 0, 1, 9, 2**64])
 def test_bits_that_no_layout_has(bits: int, folders, tmp_path) -> None:
-    folder = broken(folders("sparse"), tmp_path, "codes", torch.clone)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["layers"][LAYER]["bits"] = bits
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = configured(folders("sparse"), tmp_path, of_layer("bits", bits))
     refusal(lambda: checkpoints.load(folder, device="cpu"), f"{bits} bits, outside 2..8")
