@@ -158,6 +158,8 @@ class Bench:
                 "seed": case.seed,
                 "quant": [choice(text) for text in self.args.quant],
                 "bits": self.args.bits,
+                # Processes that share a GPU cannot each take what is free of it.
+                "score_batch": 4 if self.args.share != "0/1" else 0,
                 "lm_eval": self.tasks(),
                 **values,
             }

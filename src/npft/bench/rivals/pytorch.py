@@ -24,7 +24,7 @@ def _int4(rows: int, columns: int) -> Matrix:
         # The even column of a byte is in its high half; a scale and the value of code 8 per group.
         codes = torch.stack((bytes_ >> 4, bytes_ & 15), 2).view(rows, columns // GROUP, GROUP)
         scale, middle = scales.float().transpose(0, 1).split(1, 2)
-        return torch.addcmul(middle, codes.float() - 8, scale).view(rows, columns)
+        return torch.addcmul(middle, codes.float() - 8, scale).reshape(rows, columns)
 
     # It has no way to write into a given y, and a copy would count against it.
     op = torch.ops.aten._weight_int4pack_mm
