@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing", "memory"},
     {"generation", "score_files"},
     {"bench", "lens"},
-    {"noise", "finite"},
+    {"noise", "finite", "compiling"},
     {"terms"},
     {"tuning"},
     {"config", "folder"},

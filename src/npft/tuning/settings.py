@@ -45,6 +45,9 @@ class Tuning(BaseModel):
         (), description="layers whose last name is one of these get noise but no adapter"
     )
     norms: bool = Field(False, description="train the weights of the normalisations as well")
+    compile: bool = Field(
+        False, description="run the decoder blocks by torch.compile, which takes a while to start"
+    )
     on_bad_step: Literal["stop", "skip"] = Field(
         "stop", description="what a loss or gradient that is NaN or infinite does"
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from npft.adapters import Adapter, attached, extract
 from npft.artifacts import LanguageModel, Outliers
+from npft.compiling import compiled
 from npft.contracts import Objective, Sampler
 from npft.errors import NpftError
 from npft.noise import Noise
@@ -126,6 +128,7 @@ def _trained(
             seed=seed,
         ) as (wrapped, adapted),
         isolated_rng(seed, "dropout" if processes.main else f"dropout {processes.rank}"),
+        compiled(adapted) if settings.compile else nullcontext(),
         tensor_cores(),
         torch.enable_grad(),
     ):
