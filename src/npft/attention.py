@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 _NAME = "npft-causal"
-
-
-def implementations(network: nn.Module) -> set[str | None]:
-    """The attention implementations that a network's configurations name."""
-    return {config._attn_implementation for config in _configurations(network)}
 
 
 @contextmanager
@@ -38,6 +34,28 @@ def unmasked(network: nn.Module) -> Iterator[None]:
     finally:
         for config, implementation in before:
             config._attn_implementation_internal = implementation
+
+
+def check_unmasked(network: nn.Module, forward: Callable[[], Any]) -> None:
+    """Check that predictions are the same, bit for bit, within :func:`unmasked`.
+
+    Args:
+        network: whose attention is looked at.
+        forward: gives an output of it, with ``logits``, again and again the same.
+
+    Raises:
+        RuntimeError: attention is not by SDPA, or needs more than to be causal.
+    """
+    others = {config._attn_implementation for config in _configurations(network)} - {"sdpa"}
+    if others:
+        raise RuntimeError(f"attention is by {', '.join(map(str, others))}, not by sdpa")
+    with torch.no_grad():
+        usual = forward().logits
+        with unmasked(network):
+            ours = forward().logits
+    # By bytes: NaN, which a step under noise may give, is to be equal to itself.
+    if not torch.equal(usual.view(torch.uint8), ours.view(torch.uint8)):
+        raise RuntimeError("attention needs a mask beside the causal one")
 
 
 def _configurations(network: nn.Module) -> list[Any]:

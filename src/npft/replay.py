@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from npft.attention import implementations, unmasked
+from npft.attention import check_unmasked, unmasked
 from npft.errors import in_one_line
 from npft.passes import Direct
 
@@ -113,7 +113,7 @@ class _Recording:
         self._tokens = tokens.clone()
         self._weight = torch.ones((), device=tokens.device)
         before = [parameter.grad for parameter in direct.adapter]
-        _check_attention(direct, network, self._tokens)
+        check_unmasked(network, lambda: direct.forward(self._tokens))
         try:
             with torch.cuda.device(tokens.device), unmasked(network):
                 self._capture(direct, before)
@@ -162,24 +162,6 @@ class _Recording:
         torch._foreach_zero_(self._gradients)
 
 
-def _check_attention(direct: Direct, network: nn.Module, tokens: Tensor) -> None:
-    """Refuse models whose attention is more than causal.
-
-    Raises:
-        RuntimeError: attention is not SDPA's, or without a mask predictions are others.
-    """
-    others = implementations(network) - {"sdpa"}
-    if others:
-        raise RuntimeError(f"attention is by {', '.join(map(str, others))}, not by sdpa")
-    with torch.no_grad():
-        usual: Any = direct.forward(tokens)
-        with unmasked(network):
-            ours: Any = direct.forward(tokens)
-    # By bytes: NaN, which a step under noise may give, is to be equal to itself.
-    if not torch.equal(usual.logits.view(torch.uint8), ours.logits.view(torch.uint8)):
-        raise RuntimeError("attention needs a mask beside the causal one")
-
-
 def _warm_up(stream: torch.cuda.Stream, step: Callable[[], None]) -> None:
     """Let libraries and kernels load, on the stream of the recording, and look for waits.
 
@@ -189,7 +171,7 @@ def _warm_up(stream: torch.cuda.Stream, step: Callable[[], None]) -> None:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # what loads may wait
-        with _refusing_to_wait():
+        with refusing_to_wait():
             step()
     torch.cuda.current_stream().wait_stream(stream)
 
@@ -231,7 +213,7 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _refusing_to_wait() -> Iterator[None]:
+def refusing_to_wait() -> Iterator[None]:
     """A scope in which torch raises RuntimeError where the host would wait for the device.
 
     A recording that breaks off for that reason would leave CUDA and the allocator in disorder.

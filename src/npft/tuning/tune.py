@@ -146,11 +146,9 @@ def _trained(
             with nullcontext() if noise is None else noise.applied(adapted):
                 return first_bad_layer(adapted, lambda: direct.forward(tokens))
 
-        replayable = settings.replay and _replayable(model, objective, settings, processes)
+        record = model.stream is None and replayable(model.device, objective, settings, processes)
         with (
-            replayed(direct, model.network, show.note)
-            if replayable
-            else nullcontext(direct) as passes
+            replayed(direct, model.network, show.note) if record else nullcontext(direct) as passes
         ):
             terms = _terms(settings, passes, adapted, noise, random)
             training = Training(
@@ -177,13 +175,13 @@ def _trained(
         return extract(wrapped, training.losses)
 
 
-def _replayable(
-    model: LanguageModel, objective: Objective, settings: Tuning, processes: Processes
+def replayable(
+    device: torch.device, objective: Objective, settings: Tuning, processes: Processes
 ) -> bool:
-    """Whether every step launches the same kernels on the same memory of one CUDA device."""
+    """Whether every step of a resident model launches the same kernels of one CUDA device."""
     return (
-        model.device.type == "cuda"
-        and model.stream is None
+        settings.replay
+        and device.type == "cuda"
         and processes.count == 1
         and settings.dropout == 0
         and objective.replayable
