@@ -7,8 +7,8 @@ Graphs"; PyTorch's "Whole-network capture".)
 
 from __future__ import annotations
 
+import functools
 import gc
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from npft.attention import check_unmasked, unmasked
 from npft.errors import in_one_line
 from npft.passes import Direct
+from npft.waiting import refusing_to_wait
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ class Replayed:
         try:
             return _Recording(self._direct, self._network, tokens)
         except RuntimeError as error:  # what torch raises, of CUDA and of code that waits for it
-            why = in_one_line(error)
+            why = in_one_line(_first(error))
         torch.cuda.empty_cache()  # here the error and what it held are gone
         self._note(f"the passes cannot be recorded ({why}): each is launched anew, which is slower")
         return None
@@ -122,7 +123,8 @@ class _Recording:
             raise
 
     def _capture(self, direct: Direct, before: list[Tensor | None]) -> None:
-        stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        stream = _side_stream(torch.cuda.current_device())
+        pool = torch.cuda.graph_pool_handle()
         direct.forget()
         _warm_up(stream, lambda: self._step(direct))
         # Gradients are added to these from now on; a parameter that gets none has none.
@@ -133,6 +135,7 @@ class _Recording:
         _set_gradients(direct, lasting)
         self._gradients = [gradient for gradient in lasting if gradient is not None]
         gc.collect()  # nodes of older autograd graphs would tie the recording to other streams
+        torch.cuda.empty_cache()  # what the warm-up had is needed again, as the graphs' own
         self._original = self._output = None
         if direct.needs_original:
             self._original = _Graph(lambda: direct.original(self._tokens), stream, pool)
@@ -160,6 +163,19 @@ class _Recording:
     def forget(self) -> None:
         """Set the gradients to zero where they are."""
         torch._foreach_zero_(self._gradients)
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings: cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What an error followed from: ending a recording that broke off fails as well."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _warm_up(stream: torch.cuda.Stream, step: Callable[[], None]) -> None:
@@ -210,22 +226,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
-
-
-@contextmanager
-def refusing_to_wait() -> Iterator[None]:
-    """A scope in which torch raises RuntimeError where the host would wait for the device.
-
-    A recording that breaks off for that reason would leave CUDA and the allocator in disorder.
-    """
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it does not see all
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def _set_gradients(direct: Direct, gradients: list[Tensor | None]) -> None:

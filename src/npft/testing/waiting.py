@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npft.contracts import Plugin
-from npft.replay import refusing_to_wait
+from npft.waiting import refusing_to_wait
 
 _aten = torch.ops.aten
 _WAITING = {
