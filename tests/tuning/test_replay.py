@@ -1,13 +1,18 @@
-"""Passes replayed from CUDA graphs: the numbers of those that are launched anew, bit for bit."""
+"""Passes replayed from CUDA graphs: the numbers of those that are launched anew, bit for bit.
+
+On the CPU graphs are emulated; where there is CUDA, all is done there as well.
+"""
 
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import emulated_graphs
 import pytest
 import torch
 from recording import everywhere, scripted, some
@@ -41,16 +46,6 @@ def settings(**changes: Any) -> Tuning:
     return Tuning(**{**small, **changes})
 
 
-def on_cuda(architecture: str = "Llama", dtype: torch.dtype = torch.float32) -> LanguageModel:
-    model = tiny_model(architecture)
-    model.network.to(CUDA, dtype)
-    return model
-
-
-def placed(outliers: Mapping[str, Outliers]) -> dict[str, Outliers]:
-    return {name: chosen.on(CUDA) for name, chosen in outliers.items()}
-
-
 def same(one: Adapter, other: Adapter) -> bool:
     """Losses of all steps and all weights."""
     return (
@@ -60,21 +55,52 @@ def same(one: Adapter, other: Adapter) -> bool:
     )
 
 
-@pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One entry for each replay of a graph."""
-    found: list[None] = []
-    replay = torch.cuda.CUDAGraph.replay
+class Machine:
+    """Where to work, and how often a graph was replayed there."""
 
-    def counted(graph: torch.cuda.CUDAGraph) -> None:
-        found.append(None)
-        replay(graph)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.replays = 0
+
+    def model(
+        self, architecture: str = "Llama", dtype: torch.dtype = torch.float32, **changes: Any
+    ) -> LanguageModel:
+        model = tiny_model(architecture, **changes)
+        model.network.to(self.device, dtype)
+        return model
+
+    def placed(self, outliers: Mapping[str, Outliers]) -> dict[str, Outliers]:
+        return {name: chosen.on(self.device) for name, chosen in outliers.items()}
+
+    def tokens(self, *shape: int, seed: int = 0) -> Tensor:
+        return tiny_tokens(*shape, seed=seed).to(self.device)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_gpu)])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(torch.device(request.param))
+    if request.param == "cpu":
+        emulated_graphs.install(monkeypatch)
+        module = sys.modules["npft.tuning.tune"]  # the package has the function by that name
+        usual = module.replayable
+
+        def as_on_gpu(_: torch.device, *rest: Any) -> bool:
+            return usual(CUDA, *rest)
+
+        monkeypatch.setattr(module, "replayable", as_on_gpu)
+        monkeypatch.setattr("npft.replay._side_stream", lambda _: torch.cuda.Stream(0))
+    launch = torch.cuda.CUDAGraph.replay
+
+    def counted(graph: Any) -> None:
+        made.replays += 1
+        launch(graph)
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-    return found
+    return made
 
 
 def both_ways(
+    machine: Machine,
     options: Tuning,
     objective: Objective,
     *,
@@ -88,14 +114,14 @@ def both_ways(
     found: list[Adapter] = []
     shown = Watching()
     for replay in (True, False):
-        model = on_cuda(architecture, dtype)
+        model = machine.model(architecture, dtype)
         before = {name: value.clone() for name, value in model.network.state_dict().items()}
-        weights = {n: torch.ones(x.shape, device=CUDA) for n, x in model.layers.items()}
-        chosen = placed(everywhere(model) if share == 1 else some(model, share))
+        weights = {n: torch.ones(x.shape, device=machine.device) for n, x in model.layers.items()}
+        chosen = machine.placed(everywhere(model) if share == 1 else some(model, share))
         seeds = iter(range(1, 9))
 
         def rescore(adapted: LanguageModel, seeds: Iterator[int] = seeds) -> dict[str, Outliers]:
-            return placed(some(adapted, share, seed=next(seeds)))
+            return machine.placed(some(adapted, share, seed=next(seeds)))
 
         with deterministic(True):
             found.append(
@@ -112,25 +138,23 @@ def both_ways(
     return found[0], found[1], shown.notes
 
 
-@on_gpu
 @objectives
 @dtypes
 @pytest.mark.parametrize("terms", ["one", "both"])
 @pytest.mark.parametrize("share", [0.1, 1.0])
 def test_every_loss_and_weight_is_the_same(
-    objective: Objective, dtype: torch.dtype, terms: str, share: float, replays: list[None]
+    objective: Objective, dtype: torch.dtype, terms: str, share: float, machine: Machine
 ) -> None:
     options = settings(terms=terms)
-    ours, usual, notes = both_ways(options, objective, dtype=dtype, share=share)
+    ours, usual, notes = both_ways(machine, options, objective, dtype=dtype, share=share)
     assert notes == []
     whole_batches = 2 * options.epochs
     passes = objective.needs_original + (2 if terms == "both" else 1)
-    assert len(replays) == whole_batches * passes
+    assert machine.replays == whole_batches * passes
     assert same(ours, usual)
     assert any(bool(value.any()) for name, value in ours.weights.items() if "lora_B" in name)
 
 
-@on_gpu
 @pytest.mark.parametrize(
     "changes",
     [
@@ -147,78 +171,72 @@ def test_every_loss_and_weight_is_the_same(
     ],
     ids=str,
 )
-def test_whatever_the_settings(changes: dict[str, Any], replays: list[None]) -> None:
-    ours, usual, notes = both_ways(settings(**changes), KL(), dtype=torch.bfloat16)
+def test_whatever_the_settings(changes: dict[str, Any], machine: Machine) -> None:
+    ours, usual, notes = both_ways(machine, settings(**changes), KL(), dtype=torch.bfloat16)
     assert notes == []
-    assert replays
+    assert machine.replays
     assert same(ours, usual)
 
 
-@on_gpu
 @pytest.mark.parametrize(
     "sampler",
     [Residual(quantizers=("rtn",)), StepGaussian(scale=2.0)],  # sums of others have no order
     ids=lambda sampler: str(sampler),
 )
-def test_whatever_the_noise(sampler: Sampler, replays: list[None]) -> None:
-    ours, usual, notes = both_ways(settings(), KL(), sampler=sampler, share=1.0)
+def test_whatever_the_noise(sampler: Sampler, machine: Machine) -> None:
+    ours, usual, notes = both_ways(machine, settings(), KL(), sampler=sampler, share=1.0)
     assert notes == []
-    assert replays
+    assert machine.replays
     assert same(ours, usual)
 
 
-@on_gpu
 @objectives
 @pytest.mark.parametrize("architecture", ["GPT2", "OPT", "Mistral", "GPTNeoX", "Gemma"])
 def test_whatever_the_architecture(
-    architecture: str, objective: Objective, replays: list[None]
+    architecture: str, objective: Objective, machine: Machine
 ) -> None:
-    ours, usual, notes = both_ways(settings(), objective, architecture=architecture)
+    ours, usual, notes = both_ways(machine, settings(), objective, architecture=architecture)
     assert notes == []
-    assert replays
+    assert machine.replays
     assert same(ours, usual)
 
 
-@on_gpu
-def test_the_control(replays: list[None]) -> None:
+def test_the_control(machine: Machine) -> None:
     found = []
     for replay in (True, False):
         with deterministic(True):
             chosen = settings(replay=replay)
-            found.append(control(on_cuda(), tiny_tokens(WINDOWS, 32), CrossEntropy(), chosen))
-    assert len(replays) == 2 * 3
+            found.append(control(machine.model(), tiny_tokens(WINDOWS, 32), CrossEntropy(), chosen))
+    assert machine.replays == 2 * 3
     assert same(*found)
 
 
-@on_gpu
-def test_rescoring_between_epochs(replays: list[None]) -> None:
+def test_rescoring_between_epochs(machine: Machine) -> None:
     """Memory is given back for it, and the next epoch records anew."""
-    ours, usual, notes = both_ways(settings(rescore=True), KL(), rescored=True)
+    ours, usual, notes = both_ways(machine, settings(rescore=True), KL(), rescored=True)
     assert notes == []
-    assert len(replays) == 2 * 3 * 3
+    assert machine.replays == 2 * 3 * 3
     assert same(ours, usual)
 
 
-@on_gpu
-def test_steps_that_go_bad_are_told_alike(replays: list[None]) -> None:
+def test_steps_that_go_bad_are_told_alike(machine: Machine) -> None:
     def draw(weight: Tensor, positions: Tensor, _: Any, generator: torch.Generator) -> Tensor:
         units = torch.rand(len(positions) + 1, generator=generator, device=weight.device)
         return torch.where(units[0] > 0.97, torch.inf, 0.01 * (units[1:] - 0.5)).to(weight.dtype)
 
     options = settings(on_bad_step="skip", epochs=6)
-    ours, usual, notes = both_ways(options, KL(), sampler=scripted(draw))
+    ours, usual, notes = both_ways(machine, options, KL(), sampler=scripted(draw))
     assert notes == []
-    assert replays
+    assert machine.replays
     skipped = [loss.skipped for loss in usual.losses if loss.skipped is not None]
     assert 0 < len(skipped) < len(usual.losses)
     assert same(ours, usual)
 
 
-@on_gpu
-def test_a_tuning_that_is_taken_up_again(replays: list[None]) -> None:
+def test_a_tuning_that_is_taken_up_again(machine: Machine) -> None:
     def run(checkpoint: Memory | None) -> Adapter:
-        model = on_cuda()
-        chosen = placed(some(model))
+        model = machine.model()
+        chosen = machine.placed(some(model))
         with deterministic(True):
             return tune(
                 model, tiny_tokens(WINDOWS, 32), chosen, StepUniform(), KL(), settings(),
@@ -230,7 +248,7 @@ def test_a_tuning_that_is_taken_up_again(replays: list[None]) -> None:
         run(checkpoint)
     checkpoint.stop_after = None
     assert same(run(checkpoint), whole)
-    assert replays
+    assert machine.replays
 
 
 # What cannot be recorded
@@ -246,30 +264,27 @@ class Waiting(KL):
         return loss * 1.0 if loss.item() > 1e9 else loss
 
 
-@on_gpu
-def test_what_waits_is_launched_anew_and_told(replays: list[None]) -> None:
-    ours, usual, notes = both_ways(settings(), Waiting())
-    assert replays == []
+def test_what_waits_is_launched_anew_and_told(machine: Machine) -> None:
+    ours, usual, notes = both_ways(machine, settings(), Waiting())
+    assert machine.replays == 0
     assert len(notes) == 1
     assert notes[0].startswith("the passes cannot be recorded (called a synchronizing CUDA oper")
     assert notes[0].endswith("): each is launched anew, which is slower")
     assert same(ours, usual)
 
 
-@on_gpu
-def test_a_window_shorter_than_the_context_is_launched_anew(replays: list[None]) -> None:
+def test_a_window_shorter_than_the_context_is_launched_anew(machine: Machine) -> None:
     notes, found = Watching(), []
     for replay in (True, False):
-        model = tiny_model("Mistral", sliding_window=8)
-        model.network.to(CUDA)
+        model = machine.model("Mistral", sliding_window=8)
         with deterministic(True):
             found.append(
                 tune(
-                    model, tiny_tokens(WINDOWS, 32), placed(some(model)), StepUniform(), KL(),
-                    settings(replay=replay), progress=notes,
+                    model, tiny_tokens(WINDOWS, 32), machine.placed(some(model)), StepUniform(),
+                    KL(), settings(replay=replay), progress=notes,
                 )
             )  # fmt: skip
-    assert replays == []
+    assert machine.replays == 0
     assert notes.notes == [
         "the passes cannot be recorded (attention needs a mask beside the causal one): each is "
         "launched anew, which is slower"
@@ -307,19 +322,22 @@ def test_results_do_not_depend_on_it() -> None:
 
 
 @contextmanager
-def passes(objective: Objective) -> Iterator[tuple[LanguageModel, Direct, list[str]]]:
-    """Direct passes through a model on the GPU whose adapter is off zero."""
-    model = on_cuda()
+def passes(
+    machine: Machine, objective: Objective
+) -> Iterator[tuple[LanguageModel, Direct, list[str]]]:
+    """Direct passes through a model whose adapter is off zero, and a place for notes."""
+    model = machine.model()
     with (
         deterministic(True),
         attached(model, list(model.layers), rank=2, alpha=4, dropout=0, seed=0) as (wrapped, _),
     ):
         wrapped.eval()
         direct = Direct(wrapped, objective, objective, balanced, ALONE)
-        random = torch.Generator(CUDA).manual_seed(0)
+        random = torch.Generator(machine.device).manual_seed(0)
         with torch.no_grad():
             for parameter in direct.adapter:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=random, device=CUDA))
+                noise = torch.randn(parameter.shape, generator=random, device=machine.device)
+                parameter.add_(0.1 * noise)
         yield model, direct, []
 
 
@@ -327,16 +345,21 @@ def step(passes: Direct | Replayed, tokens: Tensor, weight: float) -> Tensor:
     return passes.learn(tokens, passes.original(tokens), weight)
 
 
+def random_states() -> list[list[int]]:
+    """Of torch's global generators."""
+    there = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [state.tolist() for state in (torch.get_rng_state(), *there)]
+
+
 def gradients(direct: Direct) -> list[Tensor]:
     return [p.grad.clone() for p in direct.adapter if p.grad is not None]
 
 
-@on_gpu
 @objectives
-def test_weights_are_read_where_they_are(objective: Objective) -> None:
+def test_weights_are_read_where_they_are(machine: Machine, objective: Objective) -> None:
     """Base weights and adapter that change between two replays, which is how noise is put on."""
-    with passes(objective) as (model, direct, notes):
-        tokens = tiny_tokens(3).to(CUDA)
+    with passes(machine, objective) as (model, direct, notes):
+        tokens = machine.tokens(3)
         with replayed(direct, model.network, notes.append) as ours:
             losses = [step(ours, tokens, 1.0)]
             layer = next(iter(model.layers.values()))
@@ -357,11 +380,10 @@ def test_weights_are_read_where_they_are(objective: Objective) -> None:
         assert notes == []
 
 
-@on_gpu
 @objectives
-def test_gradients_add_up_and_are_forgotten_in_place(objective: Objective) -> None:
-    with passes(objective) as (model, direct, notes):
-        tokens, others = tiny_tokens(3).to(CUDA), tiny_tokens(2, seed=1).to(CUDA)
+def test_gradients_add_up_in_place(machine: Machine, objective: Objective) -> None:
+    with passes(machine, objective) as (model, direct, notes):
+        tokens, others = machine.tokens(3), machine.tokens(2, seed=1)
         for each, weight in ((tokens, 1.0), (tokens, 0.3), (others, 2.0)):
             step(direct, each, weight)
         usual = gradients(direct)
@@ -381,28 +403,26 @@ def test_gradients_add_up_and_are_forgotten_in_place(objective: Objective) -> No
         assert notes == []
 
 
-@on_gpu
-def test_recording_keeps_gradients_that_are_there() -> None:
+def test_recording_keeps_gradients_that_are_there(machine: Machine) -> None:
     """And draws no random number."""
-    with passes(KL()) as (model, direct, notes):
-        tokens, others = tiny_tokens(3).to(CUDA), tiny_tokens(2, seed=1).to(CUDA)
+    with passes(machine, KL()) as (model, direct, notes):
+        tokens, others = machine.tokens(3), machine.tokens(2, seed=1)
         step(direct, others, 1.0)
         step(direct, tokens, 1.0)
         usual = gradients(direct)
         direct.forget()
         step(direct, others, 1.0)
-        random = torch.cuda.get_rng_state(CUDA), torch.get_rng_state()
+        random = random_states()
         with replayed(direct, model.network, notes.append) as ours:
             step(ours, tokens, 1.0)
             assert all(map(torch.equal, gradients(direct), usual))
-        assert torch.equal(torch.cuda.get_rng_state(CUDA), random[0])
-        assert torch.equal(torch.get_rng_state(), random[1])
+        assert random_states() == random
         assert notes == []
 
 
 @on_gpu
 def test_memory_comes_back_without_a_collection() -> None:
-    with passes(KL()) as (model, direct, notes):
+    with passes(Machine(CUDA), KL()) as (model, direct, notes):
         tokens = tiny_tokens(16, 128).to(CUDA)
         step(direct, tokens, 1.0)
         direct.forget()
@@ -430,7 +450,7 @@ def test_memory_comes_back_without_a_collection() -> None:
 @on_gpu
 def test_a_recording_holds_no_more_than_the_passes_themselves() -> None:
     """The peak with replay is not that of two sets of activations."""
-    with passes(KL()) as (model, direct, notes):
+    with passes(Machine(CUDA), KL()) as (model, direct, notes):
         tokens = tiny_tokens(512, 128).to(CUDA)
         peaks = []
         for way in ("direct", "replayed"):
