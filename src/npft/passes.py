@@ -88,11 +88,15 @@ class Direct:
     def learn(self, tokens: Tensor, original: object | None, weight: float | Tensor) -> Tensor:
         """As :meth:`Passes.learn`."""
         with self._switches.dropout():  # backward too: it may run blocks again
-            mine, share = self._mine(tokens)
-            own = self._begun.loss(self.forward(mine), mine, original)
-            loss = self._processes.mean(own, share)
+            loss = self.loss(tokens, original)
             (weight * self._scale(loss)).backward()
         return loss.detach()
+
+    def loss(self, tokens: Tensor, original: object | None) -> Tensor:
+        """L, with its graph for the backward pass."""
+        mine, share = self._mine(tokens)
+        own = self._begun.loss(self.forward(mine), mine, original)
+        return self._processes.mean(own, share)
 
     def forget(self) -> None:
         """As :meth:`Passes.forget`."""

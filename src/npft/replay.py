@@ -185,11 +185,13 @@ def _warm_up(stream: torch.cuda.Stream, step: Callable[[], None]) -> None:
         RuntimeError: the host waits for the device in a step, which cannot be recorded.
     """
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # what loads may wait
-        with refusing_to_wait():
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            step()  # what loads may wait
+            with refusing_to_wait():
+                step()
+    finally:  # a step that broke off still runs, on memory that others are given next
+        torch.cuda.current_stream().wait_stream(stream)
 
 
 class _Graph(Generic[T]):
