@@ -13,6 +13,7 @@ from npft import terms
 from npft.adapters import AdaptedLayer
 from npft.artifacts import LanguageModel
 from npft.grid import Grid, step_size
+from npft.passes import Direct
 
 
 @contextmanager
@@ -24,36 +25,36 @@ def ascent(_: LanguageModel) -> Iterator[None]:
     taken at weights that carry the recipe's own noise.
     """
     where = import_module("npft.tuning.tune")  # the package has a function of this name
-    with patch.object(where, "Student", AscentStudent):
+    directly = patch.object(where, "replayable", lambda *_: False)  # for the loss by itself
+    with patch.object(where, "Shaken", Ascending), directly:
         yield
 
 
-class AscentStudent(terms.Student):
-    """A student whose noise climbs the loss."""
+class Ascending(terms.Shaken):
+    """Passes under noise that climbs the loss."""
 
-    def noisy(
-        self, tokens: torch.Tensor, original: object | None, scale: terms.Scale
-    ) -> torch.Tensor:
-        """See :meth:`npft.terms.Student.noisy`."""
+    def learn(self, tokens: torch.Tensor, original: object | None, weight: float) -> torch.Tensor:
+        """See :meth:`npft.terms.Shaken.learn`."""
+        assert isinstance(self._passes, Direct)
         layers = [x for x in self._adapted.layers.values() if isinstance(x, AdaptedLayer)]
         weights = [layer.module.weight for layer in layers]
-        for weight in weights:
-            weight.requires_grad_(True)
+        for matrix in weights:
+            matrix.requires_grad_(True)
         with self._noise.applied(self._adapted):
-            gradients = torch.autograd.grad(self._loss(tokens, original), weights)
-        for weight in weights:
-            weight.requires_grad_(False)
-        kept = [weight.detach().clone() for weight in weights]
+            gradients = torch.autograd.grad(self._passes.loss(tokens, original), weights)
+        for matrix in weights:
+            matrix.requires_grad_(False)
+        kept = [matrix.detach().clone() for matrix in weights]
         with torch.no_grad():
             for layer, gradient in zip(layers, gradients, strict=True):
                 climbing = gradient.T.sign() if layer.transposed else gradient.sign()
                 layer.base.add_(step_size(layer.weight, Grid(4)) / 2 * climbing)
         try:
-            return self.clean(tokens, original, scale)
+            return self._passes.learn(tokens, original, weight)
         finally:
             with torch.no_grad():
-                for weight, before in zip(weights, kept, strict=True):
-                    weight.copy_(before)
+                for matrix, before in zip(weights, kept, strict=True):
+                    matrix.copy_(before)
 
 
 VARIANTS: dict[str, Callable[[LanguageModel], AbstractContextManager[None]]] = {

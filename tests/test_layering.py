@@ -19,6 +19,7 @@ BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 
 LAYERS: tuple[set[str], ...] = (
     {"errors", "progress", "seeding", "announcing", "precision", "clock", "gguf_header"},
+    {"attention", "waiting"},
     {"grid", "losses", "low_rank", "recipes", "streaming", "processes"},
     {"artifacts"},
     {"contracts", "model_checks"},
@@ -30,8 +31,8 @@ LAYERS: tuple[set[str], ...] = (
     {"plugins", "data", "outliers", "adapters", "evaluation", "testing", "memory"},
     {"generation", "score_files"},
     {"bench", "lens"},
-    {"noise", "finite", "compiling"},
-    {"terms"},
+    {"noise", "finite", "compiling", "passes"},
+    {"terms", "replay"},
     {"tuning"},
     {"config", "folder"},
     {"ledger"},
@@ -60,6 +61,9 @@ STAGES = BUILT_INS | {
     "adapters",
     "noise",
     "finite",
+    "attention",
+    "passes",
+    "replay",
     "terms",
     "tuning",
     "evaluation",

@@ -106,6 +106,14 @@ RESIDENT, STREAMED = memory.resident(SIZES, JOB), memory.streamed(SIZES, JOB)
 PLENTY = Need(10 * RESIDENT.device, 10 * STREAMED.host)
 
 
+def test_recorded_passes_leave_no_memory_to_a_smaller_last_batch() -> None:
+    job = replace(JOB, samples=11, tune_batch=4, score_batch=1, recorded=True)
+    both = memory.resident(SIZES, replace(job, tune_batch=7, recorded=False))
+    assert memory.resident(SIZES, job) == both
+    assert memory.resident(SIZES, replace(job, samples=12)).device < both.device
+    assert memory.streamed(SIZES, job) == memory.streamed(SIZES, replace(job, recorded=False))
+
+
 def test_auto_is_resident_where_that_fits() -> None:
     choice = choose("auto", SIZES, JOB, PLENTY, CUDA)
     assert (choice.mode, choice.score_batch) == ("resident", JOB.score_batch)

@@ -181,6 +181,14 @@ class Objective(Plugin, ABC):
     Then several processes take a share of each batch; else each takes all of it.
     """
 
+    replayable: ClassVar[bool] = False
+    """Whether :meth:`loss` never waits for the device and is the same at every call.
+
+    That is: what it computes from the same tensors depends neither on values that the host reads
+    from them nor on earlier calls, and :meth:`begin` gives one that does so too. Then tuning on a
+    CUDA device may record its kernels once and replay them.
+    """
+
     def begin(self, seed: int) -> Loss:
         """What computes the losses of one tuning, which starts with epoch 0.
 

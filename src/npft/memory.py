@@ -106,6 +106,8 @@ class Job:
         gamma: share of the weights that get noise.
         original: whether the objective needs the original model's predictions.
         sensitivities: whether all sensitivities are kept.
+        recorded: whether a resident model's passes are recorded when tuning: that memory is theirs
+            alone, and the last batch of an epoch, if it is smaller, needs its own.
     """
 
     context: int
@@ -116,6 +118,7 @@ class Job:
     gamma: float
     original: bool
     sensitivities: bool
+    recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def resident(sizes: Sizes, job: Job) -> Need:
     scoring = FLOAT * sizes.linear + _gradients(sizes, job) + _pass(sizes, job.score_batch, job, 2)
     noise = int(job.gamma * sizes.linear) * (2 * sizes.itemsize)
     tuning = kept + noise + _positions(sizes, job) + _adapter(sizes, job) + _effective(sizes)
-    tuning += _pass(sizes, job.tune_batch, job, 2 + job.original)
+    last = job.samples % job.tune_batch if job.recorded else 0
+    tuning += _pass(sizes, job.tune_batch + last, job, 2 + job.original)
     return Need(weights + max(scoring, tuning), 0)
 
 

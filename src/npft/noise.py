@@ -93,7 +93,7 @@ class Noise:
 
     @contextmanager
     def _on_resident(self, model: LanguageModel, sampler: Sampler, grid: Grid) -> Iterator[None]:
-        saved: list[tuple[Outliers, Tensor, Tensor]] = []
+        saved = _Saved()
         try:
             with torch.no_grad():
                 for name, layer in self._shaken(model):
@@ -103,14 +103,11 @@ class Noise:
                         noise = self._sample(name, layer, sampler, grid)
                     if self._keep:
                         self._kept[name] = noise
-                    values = chosen.take(base)
-                    saved.append((chosen, base, values))
-                    chosen.put_(base, values + noise)
+                    saved.add(chosen, base, noise)
             yield
         finally:
             with torch.no_grad():
-                for chosen, base, values in saved:
-                    chosen.put_(base, values)
+                saved.restore()
 
     @contextmanager
     def _on_streamed(self, model: LanguageModel, sampler: Sampler, grid: Grid) -> Iterator[None]:
@@ -163,6 +160,33 @@ class Noise:
             return self._grids[0]
         index = torch.randint(len(self._grids), (), generator=self._choices)
         return self._grids[int(index)]
+
+
+class _Saved:
+    """Weights under noise, and what they were, in few launches of kernels."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Outliers, Tensor, Tensor]] = []
+        self._wholes: list[Tensor] = []
+        self._were: list[Tensor] = []
+
+    def add(self, chosen: Outliers, base: Tensor, noise: Tensor) -> None:
+        """Put ``noise (k,)`` on the chosen positions of ``base (out, in)``."""
+        if chosen.positions is None:
+            self._wholes.append(base)
+            self._were.append(base.clone())
+            base.add_(noise.view(chosen.shape))
+            return
+        values = chosen.take(base)
+        self._parts.append((chosen, base, values))
+        chosen.put_(base, values + noise)
+
+    def restore(self) -> None:
+        """Put all of them back, bit for bit."""
+        for chosen, base, values in self._parts:
+            chosen.put_(base, values)
+        if self._wholes:
+            torch._foreach_copy_(self._wholes, self._were)
 
 
 def _on_cpu(random: torch.Generator) -> torch.Generator:

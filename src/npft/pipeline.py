@@ -39,7 +39,7 @@ from npft.provenance import environment, versions
 from npft.report import page
 from npft.report.reading import RESULTS, read_run
 from npft.stages import Workspace
-from npft.tuning import Tuning
+from npft.tuning import Tuning, replayable
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,9 @@ def load(
         model_checks.check_context(shapes, settings.model, settings.context)
         sizes = memory.Sizes.of(shapes, models.DTYPES[settings.dtype].itemsize)
         free = memory.shared(memory.free_memory(device), device, processes)
-        choice = memory.choose(settings.memory, sizes, job, free, device)
+        recorded = replayable(device, parts.objective, parts.tuning, processes)
+        planned = replace(job, recorded=recorded)
+        choice = memory.choose(settings.memory, sizes, planned, free, device)
         progress.note(choice.told)
         _note_sharing(processes, parts, progress)
         score_batch = choice.score_batch

@@ -155,6 +155,17 @@ def test_weights_that_no_table_holds_are_refused(broken: float) -> None:
     assert torch.isfinite(quantize(normal(4, 16) * 1e4, 2).dequantize()).all()
 
 
+def test_a_weight_that_is_followed_beyond_the_table_is_not_finite() -> None:
+    """Nobody looks on the way, but the loss under this noise tells."""
+    weight = normal(4, 16)
+    follow = RTN(bits=2).follow(weight, None)
+    weight[2, 3] = 1e6
+    with pytest.raises(NpftError, match="do not fit a 16-bit table"):
+        RTN(bits=2).follow(weight, None)
+    assert not torch.isfinite(follow(weight).dequantize()[2]).any()
+    assert torch.isfinite(follow(weight).dequantize()[:2]).all()
+
+
 @pytest.mark.parametrize(
     "options", [{"bits": 1}, {"bits": 9}, {"group_size": -1}, {"grouping": 8}, {"bits": 3.5}]
 )

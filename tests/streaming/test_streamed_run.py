@@ -19,11 +19,13 @@ from npft.evaluation.quality import Original, evaluate
 from npft.grid import Grid
 from npft.noise import Noise
 from npft.objectives import KL, CrossEntropy
+from npft.passes import Direct, plain
+from npft.processes import ALONE
 from npft.progress import Silent
 from npft.quantizers import RTN, KMeans
 from npft.samplers import ChannelUniform, Residual, StepUniform
 from npft.scorers import Fisher
-from npft.terms import Student, plain
+from npft.terms import Shaken
 from npft.tuning import Tuning, tune
 
 ARCHITECTURES = ["Llama", "GPT2", "OPT", "GPTNeoX"]
@@ -60,13 +62,13 @@ def gradients(model: LanguageModel, chosen: Any, objective: Objective) -> list[T
         with torch.no_grad():
             for parameter in trainable(wrapped):
                 parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
-        student = Student(wrapped, view, objective, objective, noise)
+        passes = Direct(wrapped, objective, objective, plain, ALONE)
         tokens = tiny_tokens()
         with torch.enable_grad():
-            original = student.original(tokens)
+            original = passes.original(tokens)
             losses = [
-                student.noisy(tokens, original, plain),
-                student.clean(tokens, original, plain),
+                Shaken(passes, view, noise).learn(tokens, original, 1.0),
+                passes.learn(tokens, original, 1.0),
             ]
         return losses + [parameter.grad for parameter in trainable(wrapped)]
 

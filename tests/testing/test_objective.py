@@ -134,6 +134,32 @@ class Adding(GoodObjective):
         return student.logits.square().sum()
 
 
+class Replayable(GoodObjective):
+    replayable: ClassVar[bool] = True
+
+
+class Looking(Replayable):
+    def loss(self, *given: Any) -> Tensor:
+        loss = super().loss(*given)
+        return loss if loss > 0 else -loss
+
+
+class Selecting(Replayable):
+    def loss(self, student: Any, *rest: Any) -> Tensor:
+        return student.logits[student.logits > 0].float().mean()
+
+
+class Filling(Replayable):
+    def loss(self, student: Any, *rest: Any) -> Tensor:
+        logits = student.logits.clone()
+        logits[logits < 0] = 0.0  # a mask as an index, but of one value: nobody counts
+        return logits.float().mean()
+
+
+class Growing(Remembering):
+    replayable: ClassVar[bool] = True
+
+
 class Overwriting(GoodObjective):
     def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:
         assert original is not None
@@ -159,6 +185,9 @@ class Overwriting(GoodObjective):
         (OnlyFloat(), "must return a finite scalar"),
         (OnlyBatches(), "must return a finite scalar"),
         (Overwriting(), "changes a tensor that it was given"),
+        (Looking(), "replayable = True, and waits for the device in aten._local_scalar_dense"),
+        (Selecting(), "replayable = True, and waits for the device in aten.index"),
+        (Growing(), "is replayable, but its loss changes by epoch 1"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Objective) else "",
 )
@@ -169,6 +198,8 @@ def test_broken_objectives_are_found(objective: Objective, message: str) -> None
 
 def test_good_ones_pass() -> None:
     check_objective(GoodObjective())
+    check_objective(Replayable())
+    check_objective(Filling())
     check_objective(Remembering())
 
 

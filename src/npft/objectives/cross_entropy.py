@@ -20,6 +20,7 @@ class CrossEntropy(Objective):
 
     name: ClassVar[str] = "cross-entropy"
     averages_over_windows: ClassVar[bool] = True
+    replayable: ClassVar[bool] = True
 
     labels: Literal["all", "last"] = Field(
         "all",

@@ -22,6 +22,7 @@ class KL(Objective):
     name: ClassVar[str] = "kl"
     needs_original: ClassVar[bool] = True
     averages_over_windows: ClassVar[bool] = True
+    replayable: ClassVar[bool] = True
 
     def loss(self, student: Any, tokens: Tensor, original: Any | None) -> Tensor:
         assert original is not None

@@ -105,7 +105,8 @@ class Following:
         weights = torch.ones_like(moved) if self._sensitivity is None else self._sensitivity
         codes = torch.searchsorted(self.codebook.unfold(1, 2, 1).mean(2), moved)
         self.codebook = _means(moved, weights, codes, self.codebook)
-        return CodebookWeight(codes.to(torch.uint8), half(self.codebook), self._bits)
+        # Not looked at whether it fits: the host would wait for the device. It did at first.
+        return CodebookWeight(codes.to(torch.uint8), self.codebook.half(), self._bits)
 
 
 def _means(values: Tensor, weights: Tensor, codes: Tensor, empty: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -34,12 +35,32 @@ class RTN(Quantizer):
         return "sym" if self.sym else ""
 
     def quantize_weight(self, weight: Tensor, sensitivity: Tensor | None) -> PackedWeight:
-        grid = Grid(self.bits, self.group_size)
-        scale, zero = (symmetric if self.sym else minmax)(weight, grid)
-        codes = encode(weight, scale, zero, grid)
+        return self._rounded(weight, half)
+
+    def follow(
+        self, weight: Tensor, sensitivity: Tensor | None
+    ) -> Callable[[Tensor], PackedWeight]:
+        """Round afresh each time.
+
+        Whether the scales fit float16 is looked at here alone: to look, the host has to wait for
+        the device. A scale that grows beyond it while the matrix moves becomes infinite.
+        """
+        half(self._scale_and_zero(weight)[0])
+        return lambda moved: self._rounded(moved, Tensor.half)
+
+    def _rounded(self, weight: Tensor, stored: Callable[[Tensor], Tensor]) -> PackedWeight:
+        scale, zero = self._scale_and_zero(weight)
+        codes = encode(weight, scale, zero, self._grid)
         return UniformWeight(
-            codes.to(torch.uint8), half(scale), zero.to(torch.uint8), self.bits, self.group_size
+            codes.to(torch.uint8), stored(scale), zero.to(torch.uint8), self.bits, self.group_size
         )
+
+    def _scale_and_zero(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return (symmetric if self.sym else minmax)(weight, self._grid)
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid(self.bits, self.group_size)
 
 
 def half(table: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def tune(
         "calibration": work.calibration_fingerprint,
         "sampler": work.described(sampler),
         "objective": work.described(objective),
-        "tuning": settings.model_dump(mode="json"),
+        "tuning": settings.with_noise(),
         "seed": work.seed,
         **(work.scoring() if settings.rescore else {}),
     }

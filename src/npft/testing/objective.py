@@ -13,6 +13,7 @@ from npft.contracts import Loss, Objective
 from npft.seeding import generator
 from npft.testing.models import devices, small_models, tokens
 from npft.testing.promises import check_class, left_alone, require, same
+from npft.testing.waiting import never_waiting
 
 _EPOCHS = 8  # enough for an objective that remembers to come to use what it remembers
 
@@ -23,7 +24,8 @@ def check_objective(objective: Objective) -> None:
     Raises:
         AssertionError: options are not validated; the loss is no finite scalar on the model's
             device, has no gradient with respect to the student, or differs between two calls; it
-            says that it averages over windows, and is not the mean of theirs; two
+            says that it averages over windows, and is not the mean of theirs; it says
+            that it is replayable, and waits for the device or changes from epoch to epoch; two
             tunings that begin alike go on differently, or do so from the same state; the inputs
             change; the global random state is touched.
     """
@@ -59,6 +61,9 @@ def _check_loss(objective: Objective, model: LanguageModel, batch: Tensor) -> No
     require(fine, objective, "has a zero, NaN or infinite gradient for the student's output")
     again = objective.loss(student, batch, original)
     require(same(loss, again), objective, "gives another loss for the same outputs")
+    if objective.replayable:
+        with never_waiting(objective, "replayable"):
+            torch.autograd.grad(objective.loss(student, batch, original), leaves, allow_unused=True)
     if objective.averages_over_windows:
         each = [
             objective.loss(
@@ -90,12 +95,16 @@ def _check_course(objective: Objective, model: LanguageModel, batch: Tensor) -> 
 
     with left_alone(objective, batch, student.logits):
         one, two = objective.begin(0), objective.begin(0)
+        losses: list[Tensor] = []
         for number in range(_EPOCHS):
             loss, again = epoch(one, number), epoch(two, number)
             fine = bool(torch.isfinite(loss)) and loss.requires_grad
             require(fine, objective, f"gives {loss} in epoch {number}: not finite, or no gradient")
             equal = same(loss, again)
             require(equal, objective, f"cannot be repeated: epoch {number} differs")
+            losses.append(loss.detach())
+            lasting = not objective.replayable or same(loss, losses[0])
+            require(lasting, objective, f"is replayable, but its loss changes by epoch {number}")
             kept = {name: value.clone() for name, value in two.state_dict().items()}
             two = objective.begin(0)
             two.load_state_dict(kept)

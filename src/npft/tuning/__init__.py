@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from npft.tuning.settings import Tuning
 from npft.tuning.state import Checkpoint, State
-from npft.tuning.tune import Rescore, control, tune
+from npft.tuning.tune import Rescore, control, replayable, tune
 
-__all__ = ["Checkpoint", "Rescore", "State", "Tuning", "control", "tune"]
+__all__ = ["Checkpoint", "Rescore", "State", "Tuning", "control", "replayable", "tune"]

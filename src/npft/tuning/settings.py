@@ -10,6 +10,9 @@ from npft.artifacts import LanguageModel
 from npft.errors import NpftError
 from npft.grid import Grid
 
+_OF_NOISE = {"terms", "balance", "layers", "draw", "rescore", "noise_bits", "noise_group_size"}
+_OF_SPEED = {"replay"}
+
 
 class Tuning(BaseModel):
     """How to tune; every field is an option ``tuning.NAME``."""
@@ -55,15 +58,23 @@ class Tuning(BaseModel):
         (4, 3), min_length=1, description="grids that the noise imitates, one drawn per step"
     )
     noise_group_size: int = Field(0, ge=0, description="group size of those grids, 0: per channel")
+    replay: bool = Field(
+        True,
+        description="record the passes of a step as CUDA graphs where that is possible, which is "
+        "faster and changes no number",
+    )
 
     def grids(self) -> list[Grid]:
         """The target grids of the noise."""
         return [Grid(bits, self.noise_group_size) for bits in self.noise_bits]
 
+    def with_noise(self) -> dict[str, Any]:
+        """What training under noise depends on, ready for JSON."""
+        return self.model_dump(mode="json", exclude=_OF_SPEED)
+
     def without_noise(self) -> dict[str, Any]:
         """What training without noise depends on, ready for JSON."""
-        of_noise = {"terms", "balance", "layers", "draw", "rescore", "noise_bits"}
-        return self.model_dump(mode="json", exclude=of_noise | {"noise_group_size"})
+        return self.model_dump(mode="json", exclude=_OF_SPEED | _OF_NOISE)
 
     def adapter_layers(self, model: LanguageModel) -> list[str]:
         """Names of the layers that get an adapter: those not named by ``adapter_skip``.

@@ -35,6 +35,7 @@ class Training:
         self,
         wrapped: PeftModel,
         terms: Terms,
+        forget: Callable[[], None],
         objective: Loss,
         settings: Tuning,
         per_epoch: int,
@@ -48,6 +49,7 @@ class Training:
         Args:
             wrapped: peft's model, whose adapter is trained.
             terms: adds the gradients of a step.
+            forget: lets them start from nothing again.
             objective: whose losses these are, as begun for this training.
             settings: how to tune.
             per_epoch: steps in an epoch.
@@ -63,6 +65,7 @@ class Training:
         self._first_bad_layer = first_bad_layer
         self._adapter = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
         self._terms = terms
+        self._forget = forget
         self._objective = objective
         self._settings = settings
         self._steps = per_epoch if settings.restart else per_epoch * settings.epochs
@@ -95,7 +98,7 @@ class Training:
         self._optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
         self._optimizer.step()
         self._schedule.step()
-        self._optimizer.zero_grad()
+        self._forget()
         self._late.add(self.taken, noisy, clean, names, norms)
         self.taken += 1
         if self._late.due:

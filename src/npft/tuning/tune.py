@@ -14,12 +14,15 @@ from npft.artifacts import LanguageModel, Outliers
 from npft.compiling import compiled
 from npft.contracts import Objective, Sampler
 from npft.errors import NpftError
+from npft.finite import first_bad_layer
 from npft.noise import Noise
+from npft.passes import Direct, Passes, balanced, plain
 from npft.precision import tensor_cores
 from npft.processes import ALONE, Processes
 from npft.progress import Progress, Silent
+from npft.replay import replayed
 from npft.seeding import generator, isolated_rng
-from npft.terms import BothTerms, NoNoise, OneTerm, Student, Terms, balanced, plain
+from npft.terms import BothTerms, NoNoise, OneTerm, Shaken, Terms
 from npft.tuning.settings import Tuning
 from npft.tuning.state import Checkpoint
 from npft.tuning.training import Training, train
@@ -135,38 +138,68 @@ def _trained(
         wrapped.eval()
         random = generator(seed, "terms")
         begun = objective.begin(seed)
-        student = Student(wrapped, adapted, objective, begun, noise, processes)
-        terms = _terms(settings, student, noise, random)
+        scale = balanced if settings.balance and noise is not None else plain
+        direct = Direct(wrapped, objective, begun, scale, processes)
+        show = progress or Silent()
         per_epoch = math.ceil(len(windows) / settings.batch_size)
-        training = Training(
-            wrapped, terms, begun, settings, per_epoch, noise, random, student.first_bad_layer,
-            processes,
-        )  # fmt: skip
 
-        def select(noise: Noise) -> None:
-            if rescore is not None:
-                noise.outliers = rescore(adapted)
+        def bad_layer(tokens: Tensor) -> str:
+            """Where the numbers first go bad on these tokens, under fresh noise."""
+            with nullcontext() if noise is None else noise.applied(adapted):
+                return first_bad_layer(adapted, lambda: direct.forward(tokens))
 
-        train(
-            training,
-            windows,
-            settings,
-            model.device,
-            seed,
-            rescore=select,
-            show=progress or Silent(),
-            label=label,
-            checkpoint=checkpoint,
-        )
+        record = model.stream is None and replayable(model.device, objective, settings, processes)
+        with (
+            replayed(direct, model.network, show.note) if record else nullcontext(direct) as passes
+        ):
+            terms = _terms(settings, passes, adapted, noise, random)
+            training = Training(
+                wrapped, terms, passes.forget, begun, settings, per_epoch, noise, random,
+                bad_layer, processes,
+            )  # fmt: skip
+
+            def select(noise: Noise) -> None:
+                if rescore is not None:
+                    passes.release()
+                    noise.outliers = rescore(adapted)
+
+            train(
+                training,
+                windows,
+                settings,
+                model.device,
+                seed,
+                rescore=select,
+                show=show,
+                label=label,
+                checkpoint=checkpoint,
+            )
         return extract(wrapped, training.losses)
 
 
+def replayable(
+    device: torch.device, objective: Objective, settings: Tuning, processes: Processes
+) -> bool:
+    """Whether every step of a resident model launches the same kernels of one CUDA device."""
+    return (
+        settings.replay
+        and device.type == "cuda"
+        and processes.count == 1
+        and settings.dropout == 0
+        and objective.replayable
+    )
+
+
 def _terms(
-    settings: Tuning, student: Student, noise: Noise | None, random: torch.Generator
+    settings: Tuning,
+    passes: Passes,
+    adapted: LanguageModel,
+    noise: Noise | None,
+    random: torch.Generator,
 ) -> Terms:
-    scale = balanced if settings.balance else plain
     if noise is None:
-        return NoNoise(student, settings.beta)
+        return NoNoise(passes, settings.beta)
+    shaken = Shaken(passes, adapted, noise)
     if settings.terms == "one":
-        return OneTerm(student, settings.beta, scale, random)
-    return BothTerms(student, settings.beta, scale)
+        return OneTerm(passes, shaken, settings.beta, random)
+    return BothTerms(passes, shaken, settings.beta)
