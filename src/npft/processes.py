@@ -201,9 +201,9 @@ class Launched(Processes):
 
     def gather(self, whole: Tensor, mine: Tensor) -> None:
         group = self.mesh(whole.device).get_group()
-        parts = [tensor.reshape(-1).view(torch.uint8) for tensor in (whole, mine)]
+        all_bytes, my_bytes = (tensor.view(-1).view(torch.uint8) for tensor in (whole, mine))
         with _together():
-            torch.distributed.all_gather_into_tensor(*parts, group=group)
+            _all_gather(all_bytes, my_bytes, group=group)
 
     def decided(self, decide: Callable[[], T]) -> T:
         if self.count == 1:
@@ -251,6 +251,12 @@ class Launched(Processes):
         if not first:
             time.sleep(GRACE)  # the launcher ends all as soon as the one that speaks has ended
         return first
+
+
+# What torch 2.13 calls all_gather_single.
+_all_gather = getattr(torch.distributed, "all_gather_single", None) or (
+    torch.distributed.all_gather_into_tensor
+)
 
 
 def launched() -> bool:

@@ -21,11 +21,11 @@ class Resting(Protocol):
         """What a module has of a parameter while its block is not on the device."""
         ...
 
-    def room(self, kept: nn.Parameter) -> Tensor:
+    def room(self, kept: Tensor) -> Tensor:
         """Room on the device for the whole of it, of its shape."""
         ...
 
-    def bring(self, kept: nn.Parameter, room: Tensor) -> None:
+    def bring(self, kept: Tensor, room: Tensor) -> None:
         """Begin to fill the room, in the device's current stream."""
         ...
 
@@ -53,11 +53,11 @@ class InHostMemory:
             parameter.data = here.pin_memory() if self._pinned else here
         return parameter
 
-    def room(self, kept: nn.Parameter) -> Tensor:
+    def room(self, kept: Tensor) -> Tensor:
         return torch.empty(kept.shape, dtype=kept.dtype, device=self._device)
 
-    def bring(self, kept: nn.Parameter, room: Tensor) -> None:
-        room.copy_(kept.data, non_blocking=True)
+    def bring(self, kept: Tensor, room: Tensor) -> None:
+        room.copy_(kept.detach(), non_blocking=True)
 
     def whole(self, kept: Tensor) -> Tensor:
         return kept

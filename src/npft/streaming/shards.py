@@ -52,16 +52,16 @@ class OverProcesses:
         vars(kept).update(vars(parameter))  # transformers marks what it has loaded
         return kept
 
-    def room(self, kept: nn.Parameter) -> Tensor:
+    def room(self, kept: Tensor) -> Tensor:
         if not isinstance(kept, DTensor):
             return torch.empty(kept.shape, dtype=kept.dtype, device=self._device)
         rows = self._rows(kept) * self._processes.count
         whole = torch.empty((rows, *kept.shape[1:]), dtype=kept.dtype, device=self._device)
         return whole[: len(kept)]
 
-    def bring(self, kept: nn.Parameter, room: Tensor) -> None:
+    def bring(self, kept: Tensor, room: Tensor) -> None:
         if not isinstance(kept, DTensor):
-            room.copy_(kept.data)
+            room.copy_(kept.detach())
             return
         rows = self._rows(kept)
         self._processes.gather(
@@ -93,7 +93,7 @@ class OverProcesses:
                 return None
             return self.keep(parameter)
 
-        handle = register_module_parameter_registration_hook(shard)
+        handle = register_module_parameter_registration_hook(shard)  # type: ignore[arg-type]
         try:
             yield
         finally:
