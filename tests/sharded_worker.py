@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,25 @@ from torch.nn.modules.module import register_module_parameter_registration_hook 
 
 from npft import fingerprints, models
 from npft.adapters import attached
-from npft.artifacts import LanguageModel
-from npft.contracts import Scorer
+from npft.artifacts import LanguageModel, Outliers, StepLoss
+from npft.contracts import Objective, Sampler, Scorer
 from npft.errors import NpftError
-from npft.objectives import CrossEntropy
+from npft.objectives import KL, CrossEntropy
 from npft.processes import Processes, join
-from npft.samplers import ChannelUniform
+from npft.samplers import Residual, StepUniform
 from npft.scorers import Fisher, Magnitude
 from npft.streaming.shards import own
 from npft.tuning import Tuning, tune
 
-TUNING = Tuning(
-    epochs=1, batch_size=2, rank=2, alpha=4, lr=1e-3, noise_bits=(4,), terms="both", norms=True
-)
+Way = Callable[[LanguageModel], tuple[dict[str, Outliers], Sampler, Objective]]
+
+WAYS: dict[str, Way] = {
+    "default": lambda model: (everywhere(model), Residual(quantizers=("rtn", "kmeans")), KL()),
+    "step-uniform": lambda model: (some(model, 0.01), StepUniform(), CrossEntropy()),
+}
+"""What gets noise, from where it comes, and the loss."""
+
+SETTINGS = Tuning(epochs=1, batch_size=2, rank=2, alpha=4, lr=1e-3, terms="both", norms=True)
 
 
 def load(folder: Path, processes: Processes) -> LanguageModel:
@@ -79,6 +85,16 @@ def scored(model: LanguageModel, scorer: Scorer, processes: Processes) -> dict[s
     return found
 
 
+def tuned(model: LanguageModel, way: str, processes: Processes) -> list[StepLoss]:
+    """The losses of three windows in batches of two: the last step has one window."""
+    chosen, sampler, objective = WAYS[way](model)
+    known = dict(Fisher().score(model, iter(tiny_tokens(windows=2).split(1))))
+    return tune(
+        model, tiny_tokens(windows=3), chosen, sampler, objective, SETTINGS,
+        sensitivities=known, processes=processes,
+    ).losses  # fmt: skip
+
+
 def resting(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     """What this process has of the blocks' parameters between calls."""
     assert model.stream is not None
@@ -110,12 +126,7 @@ def findings(folder: Path, processes: Processes) -> dict[str, Any]:
     found["fisher"] = scored(model, Fisher(), processes)
     found["magnitude"] = scored(model, Magnitude(), processes)
     found["refused"] = refused(model)
-    for chosen in (some, everywhere):
-        adapter = tune(
-            model, tiny_tokens(windows=3), chosen(model), ChannelUniform(), CrossEntropy(),
-            TUNING, processes=processes,
-        )  # fmt: skip
-        found[chosen.__name__] = adapter.losses
+    found["tuned"] = {way: tuned(model, way, processes) for way in WAYS}
     with attached(model, list(model.layers), rank=2, alpha=4, dropout=0, seed=0) as (_, adapted):
         found["adapted"] = scored(adapted, Fisher(), processes)
     assert model.stream is not None

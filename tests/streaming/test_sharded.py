@@ -10,20 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from recording import everywhere, some
 from refusals import refusal
-from sharded_worker import TUNING
+from sharded_worker import WAYS, tuned
 from tiny import save_tiny, tiny_tokens
 from torch import Tensor
 
 from npft import fingerprints, models
-from npft.artifacts import LanguageModel, StepLoss
-from npft.objectives import CrossEntropy
+from npft.artifacts import LanguageModel
 from npft.processes import ALONE
-from npft.samplers import ChannelUniform
 from npft.scorers import Fisher, Magnitude
 from npft.streaming import OverProcesses
-from npft.tuning import tune
 
 TESTS = Path(__file__).parents[1]
 COUNT = 3
@@ -94,18 +90,15 @@ def test_predictions_and_scores(folder: Path, architecture: str) -> None:
             assert torch.equal(mine["magnitude"][name], values)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @every_architecture
-def test_tuning(folder: Path, architecture: str) -> None:
-    """Three windows in batches of two: the last step leaves two processes without a window."""
-    for chosen in (some, everywhere):
-        model = resident(folder, architecture)
-        expected: list[StepLoss] = tune(
-            model, tiny_tokens(windows=3), chosen(model), ChannelUniform(), CrossEntropy(), TUNING
-        ).losses
-        for mine in found(folder, architecture):
-            for one, other in zip(expected, mine[chosen.__name__], strict=True):
-                assert other.noisy == pytest.approx(one.noisy, rel=1e-3)
-                assert other.clean == pytest.approx(one.clean, rel=1e-3)
+def test_tuning(folder: Path, architecture: str, way: str) -> None:
+    """The last step leaves two processes without a window."""
+    expected = tuned(resident(folder, architecture), way, ALONE)
+    for mine in found(folder, architecture):
+        for one, other in zip(expected, mine["tuned"][way], strict=True):
+            assert other.noisy == pytest.approx(one.noisy, rel=1e-3, abs=1e-6)
+            assert other.clean == pytest.approx(one.clean, rel=1e-3, abs=1e-6)
 
 
 @every_architecture
