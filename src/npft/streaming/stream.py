@@ -90,6 +90,7 @@ class Stream:
 
     def whole(self, parameter: Tensor) -> Tensor:
         """All values of any parameter or buffer of the network."""
+        self._catch_up()
         return self._rest.whole(parameter)
 
     def settle(self) -> None:
@@ -99,6 +100,7 @@ class Stream:
         """
         if self._rest.readable:
             return
+        self._catch_up()
         before, self._rest = self._rest, InHostMemory(self.device)
         self._slots = [Slot() for _ in range(HELD)]
         settled: dict[nn.Parameter, nn.Parameter] = {}
@@ -108,6 +110,12 @@ class Stream:
                 if parameter not in settled:
                     settled[parameter] = self._settled(parameter, before)
             self._put(index, [settled[parameter] for parameter in resting])
+
+    def _catch_up(self) -> None:
+        """Have the device's current stream wait for what is still being brought."""
+        for slot in self._slots:
+            if slot.ready is not None:
+                torch.cuda.current_stream(self.device).wait_event(slot.ready)
 
     def _settled(self, parameter: nn.Parameter, before: Resting) -> nn.Parameter:
         values = before.leave(parameter)
