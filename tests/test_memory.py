@@ -21,7 +21,7 @@ from npft.progress import Silent
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 JOB = Job(
-    context=64, samples=8, score_batch=2, tune_batch=2, rank=4, gamma=0.01,
+    context=64, samples=8, scored=8, score_batch=2, tune_batch=2, rank=4, gamma=0.01,
     original=False, sensitivities=False,
 )  # fmt: skip
 

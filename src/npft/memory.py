@@ -101,6 +101,7 @@ class Job:
     Attributes:
         context: tokens per window.
         samples: windows.
+        scored: how many of them one process scores.
         score_batch: windows per batch when scoring, 0 for as many as fill the device.
         tune_batch: windows per step when tuning.
         rank: of the adapter.
@@ -113,6 +114,7 @@ class Job:
 
     context: int
     samples: int
+    scored: int
     score_batch: int
     tune_batch: int
     rank: int
@@ -174,7 +176,7 @@ def _by_block(sizes: Sizes, job: Job) -> int:
 
 def _kept(sizes: Sizes, job: Job) -> int:
     """In host memory, beside weights: sensitivities, and states or noise."""
-    states = (sizes.blocks + 1) * job.samples * job.context * sizes.width * sizes.itemsize
+    states = (sizes.blocks + 1) * job.scored * job.context * sizes.width * sizes.itemsize
     kept = FLOAT * sizes.linear if job.sensitivities else 0
     noises = int(job.gamma * sizes.linear) * sizes.itemsize + _positions(sizes, job)
     return kept + max(states, noises)

@@ -206,9 +206,11 @@ def load(
         NpftError: it cannot be loaded, or what is planned does not fit into memory.
     """
     divided = processes.count if parts.objective.averages_over_windows else 1
+    scorers = processes.count if parts.scorer.sums_over_windows else 1
     job = memory.Job(
         context=settings.context,
         samples=settings.samples,
+        scored=math.ceil(settings.samples / scorers),
         score_batch=settings.score_batch,
         tune_batch=math.ceil(parts.tuning.batch_size / divided),
         rank=parts.tuning.rank,
