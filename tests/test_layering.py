@@ -20,7 +20,8 @@ BUILT_INS = {"scorers", "samplers", "objectives", "quantizers"}
 LAYERS: tuple[set[str], ...] = (
     {"errors", "progress", "seeding", "announcing", "precision", "clock", "gguf_header"},
     {"attention", "waiting"},
-    {"grid", "losses", "low_rank", "recipes", "streaming", "processes"},
+    {"grid", "losses", "low_rank", "recipes", "processes"},
+    {"streaming"},
     {"artifacts"},
     {"contracts", "model_checks"},
     {"hooks", "models", "fingerprints"},

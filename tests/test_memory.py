@@ -21,7 +21,7 @@ from npft.progress import Silent
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 JOB = Job(
-    context=64, samples=8, score_batch=2, tune_batch=2, rank=4, gamma=0.01,
+    context=64, samples=8, scored=8, score_batch=2, tune_batch=2, rank=4, gamma=0.01,
     original=False, sensitivities=False,
 )  # fmt: skip
 
@@ -141,6 +141,33 @@ def test_auto_streams_where_the_device_is_too_small() -> None:
     assert f"{STREAMED.host / 1e9:.1f} GB of the host's" in choice.told
 
 
+def several(count: int, job: Job = JOB) -> Job:
+    return replace(job, processes=count, here=count)
+
+
+def test_shards_take_their_part_of_the_device() -> None:
+    """Beside what streaming needs, and in host memory little but the whole model at the end."""
+    blocks = SIZES.block * SIZES.blocks * SIZES.itemsize
+    for count in (2, 7):
+        need = memory.sharded(SIZES, several(count))
+        assert need.device - STREAMED.device == pytest.approx(blocks / count, rel=1e-3)
+        assert need.host < STREAMED.host
+        assert need.host * count >= SIZES.weights * SIZES.itemsize - count
+
+
+def test_auto_shards_where_a_model_fits_all_devices_but_no_single_one() -> None:
+    need = memory.sharded(SIZES, several(4))
+    between = Need(int(need.device / memory.USABLE) + 1, PLENTY.host)
+    assert STREAMED.device < need.device < RESIDENT.device
+    assert choose("auto", SIZES, several(4), PLENTY, CUDA).mode == "resident"
+    choice = choose("auto", SIZES, several(4), between, CUDA)
+    assert choice.mode == "sharded"
+    assert choice.told.startswith("memory: sharded, about ")
+    assert choose("auto", SIZES, several(2), between, CUDA).mode == "streamed"
+    assert choose("auto", SIZES, JOB, between, CUDA).mode == "streamed"
+    assert memory._useful(several(4), CPU) == ["resident", "sharded"]
+
+
 def test_what_is_asked_for_is_done() -> None:
     assert choose("streamed", SIZES, JOB, PLENTY, CUDA).mode == "streamed"
     assert choose("streamed", SIZES, JOB, PLENTY, CPU).mode == "streamed"
@@ -158,6 +185,14 @@ def test_refusals_say_what_would_fit() -> None:
     assert "use a smaller model" in told
     told = refusal(lambda: choose("streamed", SIZES, JOB, Need(PLENTY.device, 1), CUDA))
     assert told.endswith("--memory resident would fit")
+    four = several(4)
+    between = Need(int(memory.sharded(SIZES, four).device / memory.USABLE) + 1, PLENTY.host)
+    told = refusal(lambda: choose("resident", SIZES, four, between, CUDA))
+    assert told.endswith("--memory sharded would fit")
+    told = refusal(lambda: choose("sharded", SIZES, several(2), between, CUDA))
+    assert told.endswith("--memory streamed would fit")
+    told = refusal(lambda: choose("sharded", SIZES, JOB, PLENTY, CUDA))
+    assert "start them with accelerate launch --multi_gpu --num_processes N" in told
 
 
 class Notes(Silent):

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from refusals import refusal
 from safetensors.torch import load_file
 from tiny import save_tiny
 
-from npft import config, pipeline
+from npft import config, pipeline, steps
+from npft.cli.options import configure_folder
 from npft.plugins import discover
 from npft.processes import ALONE, launched
+from npft.progress import Silent
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ACCELERATE = [
@@ -126,6 +131,62 @@ def test_three_streamed_processes_go_on_with_the_run_of_one(model, alone, tmp_pa
     assert done.stderr.count("has already: scores, control") == 1
     assert done.stderr.count("tune: 6 in") == 1
     assert_same(alone, run)
+
+
+def test_two_sharded_processes_make_the_run_of_one(model, alone, tmp_path) -> None:
+    """And one process alone opens what they made."""
+    run = tmp_path / "run"
+    done = launch(TORCHRUN, 2, command(model, run, memory="sharded"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("memory: sharded") == 1
+    assert "2 processes share the scoring and the tuning" in done.stderr
+    assert_same(alone, run)
+    before, settings = rows(run), configure_folder(str(run), {})
+    assert settings.memory == "sharded"
+    steps.evaluate(settings, discover(), Silent())
+    assert rows(run) == before
+
+
+def test_sharded_needs_a_launcher(model, tmp_path) -> None:
+    values = {**SETTINGS, "model": str(model), "output": str(tmp_path / "run")}
+    settings = config.make({**values, "memory": "sharded"})
+    told = refusal(lambda: pipeline.run(settings, discover()))
+    assert "accelerate launch --multi_gpu --num_processes N" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sharded_process_that_is_killed_ends_the_other_with_a_sentence(model, tmp_path) -> None:
+    """Without a launcher, which would end the other one first."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    run = tmp_path / "run"
+    words = [*command(model, run, memory="sharded"), "-o", "tuning.epochs=1000"]
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        place |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        return subprocess.Popen(
+            [sys.executable, "-m", "npft", *words],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **{name: str(value) for name, value in place.items()}},
+        )  # fmt: skip
+
+    main, other = start(0), start(1)
+    try:
+        until = time.monotonic() + 60
+        while not list(run.glob(".work/*/state.safetensors")) and time.monotonic() < until:
+            assert main.poll() is None, main.communicate()
+            time.sleep(0.1)
+        other.kill()
+        said = main.communicate(timeout=60)[1]
+    finally:
+        main.kill()
+        other.kill()
+        other.communicate()
+    assert main.returncode == 1
+    assert said.count("npft: error:") == 1, said
+    assert "npft: error: another process of this run has ended before its work was done" in said
 
 
 def test_what_all_find_wrong_is_told_once(tmp_path) -> None:

@@ -59,10 +59,10 @@ class RunConfig(BaseModel):
         False, description="on a GPU, take algorithms that give the same bits each time"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    memory: Literal["auto", "resident", "streamed"] = Field(
+    memory: Literal["auto", "resident", "sharded", "streamed"] = Field(
         "auto",
         description="resident: the model on the device; streamed: one block at a time, the others "
-        "in host memory; auto: resident if it fits",
+        "in host memory; sharded: the others spread over the processes' devices; auto: what fits",
     )
     dtype: str = Field("float32", description="float32, bfloat16 or float16")
     trust_remote_code: bool = Field(False, description="let the model's own code run")

@@ -30,7 +30,7 @@ def of_tensor(values: Tensor) -> str:
 
 def of_model(model: LanguageModel) -> str:
     """Of every parameter and saved buffer of a model, bit by bit."""
-    return _of_tensors(model.network.state_dict().items())
+    return _of_tensors(model.tensors())
 
 
 def of_files(folder: Path) -> str:

@@ -1,7 +1,8 @@
-"""How much memory a run needs, from shapes alone, and which mode fits: resident or streamed.
+"""How much memory a run needs, from shapes alone, and which mode fits.
 
-Resident, all of the model is on the device; streamed, one block at a time (:mod:`npft.streaming`).
-docs/scale.md has the formulas in words.
+Resident, all of the model is on the device; streamed, one block at a time (:mod:`npft.streaming`);
+sharded, one block at a time and this process's share of the others. docs/scale.md has the formulas
+in words.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch import nn
 from npft.errors import NpftError
 from npft.losses import AT_ONCE
 from npft.models import find_linear_layers
-from npft.processes import Processes
+from npft.processes import NOT_ALONE, Processes
 from npft.scorers import squares
 from npft.streaming import find_blocks
 from npft.streaming.stream import HELD
 
-Mode = Literal["resident", "streamed"]
+Mode = Literal["resident", "sharded", "streamed"]
 
 USABLE = 0.9
 """Share of the free memory that an estimate may fill: fragments, kernels' workspaces, surprises."""
@@ -100,6 +101,7 @@ class Job:
     Attributes:
         context: tokens per window.
         samples: windows.
+        scored: how many of them one process scores.
         score_batch: windows per batch when scoring, 0 for as many as fill the device.
         tune_batch: windows per step when tuning.
         rank: of the adapter.
@@ -108,10 +110,13 @@ class Job:
         sensitivities: whether all sensitivities are kept.
         recorded: whether a resident model's passes are recorded when tuning: that memory is theirs
             alone, and the last batch of an epoch, if it is smaller, needs its own.
+        processes: how many do it together.
+        here: how many of them are on this machine.
     """
 
     context: int
     samples: int
+    scored: int
     score_batch: int
     tune_batch: int
     rank: int
@@ -119,6 +124,8 @@ class Job:
     original: bool
     sensitivities: bool
     recorded: bool = False
+    processes: int = 1
+    here: int = 1
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,22 @@ def resident(sizes: Sizes, job: Job) -> Need:
 
 def streamed(sizes: Sizes, job: Job) -> Need:
     """Two blocks' weights, and the activations of one; the rest in host memory."""
+    kept = _kept(sizes, job)
+    return Need(_by_block(sizes, job), sizes.weights * sizes.itemsize + kept)
+
+
+def sharded(sizes: Sizes, job: Job) -> Need:
+    """As streamed, but with the blocks' weights on the devices of all processes.
+
+    In the end the main process has them all in host memory, when the others have ended.
+    """
+    shard = -(-sizes.block * sizes.blocks // job.processes) * sizes.itemsize
+    end = sizes.weights * sizes.itemsize + (FLOAT * sizes.linear if job.sensitivities else 0)
+    return Need(_by_block(sizes, job) + shard, max(_kept(sizes, job), end // job.here))
+
+
+def _by_block(sizes: Sizes, job: Job) -> int:
+    """On the device: two blocks and all that is in none, and what one block's work needs."""
     outside = (sizes.weights - sizes.block * sizes.blocks) * sizes.itemsize
     weights = max(outside, 0) + HELD * sizes.block * sizes.itemsize
     one = replace(sizes, blocks=1)
@@ -152,11 +175,15 @@ def streamed(sizes: Sizes, job: Job) -> Need:
     noise = int(job.gamma * sizes.matrix) * (2 * sizes.itemsize + INDEX)
     tuning = inputs + noise + _adapter(sizes, job) + _effective(sizes)
     tuning += _pass(one, job.tune_batch, job, 2 + job.original)
-    states = (sizes.blocks + 1) * job.samples * job.context * sizes.width * sizes.itemsize
+    return weights + max(scoring, tuning)
+
+
+def _kept(sizes: Sizes, job: Job) -> int:
+    """In host memory, beside weights: sensitivities, and states or noise."""
+    states = (sizes.blocks + 1) * job.scored * job.context * sizes.width * sizes.itemsize
     kept = FLOAT * sizes.linear if job.sensitivities else 0
     noises = int(job.gamma * sizes.linear) * sizes.itemsize + _positions(sizes, job)
-    host = sizes.weights * sizes.itemsize + kept + max(states, noises)
-    return Need(weights + max(scoring, tuning), host)
+    return kept + max(states, noises)
 
 
 def _pass(sizes: Sizes, batch: int, job: Job, logits: int) -> int:
@@ -189,7 +216,11 @@ def _effective(sizes: Sizes) -> int:
     return sizes.matrix * (2 * sizes.itemsize + FLOAT)
 
 
-MODES: dict[Mode, Callable[[Sizes, Job], Need]] = {"resident": resident, "streamed": streamed}
+MODES: dict[Mode, Callable[[Sizes, Job], Need]] = {
+    "resident": resident,
+    "sharded": sharded,
+    "streamed": streamed,
+}
 
 
 @dataclass(frozen=True)
@@ -202,7 +233,7 @@ class Choice:
 
 
 def choose(
-    asked: Literal["auto", "resident", "streamed"],
+    asked: Literal["auto", "resident", "sharded", "streamed"],
     sizes: Sizes,
     job: Job,
     free: Need,
@@ -210,14 +241,15 @@ def choose(
 ) -> Choice:
     """The mode to work in, with the largest batch that fits where none was asked for.
 
-    ``auto`` is resident where that fits, else streamed.
+    ``auto`` is resident where that fits, else sharded where that is possible and fits, else
+    streamed.
 
     Raises:
-        NpftError: what was asked does not fit; it says what would.
+        NpftError: what was asked does not fit, and it says what would; or it needs more processes.
     """
-    wanted: list[Mode] = ["resident", "streamed"] if asked == "auto" else [asked]
-    if device.type == "cpu" and asked == "auto":
-        wanted = ["resident"]  # streaming saves no memory where the host is the device
+    if asked == "sharded" and job.processes == 1:
+        raise NpftError(NOT_ALONE)
+    wanted = _useful(job, device) if asked == "auto" else [asked]
     batches = [job.score_batch] if job.score_batch else _batches(job, device)
     for mode in wanted:
         for batch in batches:
@@ -231,6 +263,14 @@ def choose(
         f"the run does not fit {wanted[-1]}: it needs {_told(need, free)}; "
         f"{_remedy(wanted, sizes, job, free, device)}"
     )
+
+
+def _useful(job: Job, device: torch.device) -> list[Mode]:
+    """The modes that ``auto`` tries, the quickest first."""
+    several = job.processes > 1
+    # Streaming saves no memory where the host is the device.
+    useful = {"resident": True, "sharded": several, "streamed": device.type != "cpu"}
+    return [mode for mode in MODES if useful[mode]]
 
 
 def _batches(job: Job, device: torch.device) -> list[int]:
@@ -276,14 +316,13 @@ def _remedy(wanted: list[Mode], sizes: Sizes, job: Job, free: Need, device: torc
     batches = "--score-batch 1 -o tuning.batch_size=1"
     half = replace(sizes, itemsize=2)
     dtype = "--dtype bfloat16"
-    modes: list[Mode] = ["resident"] if device.type == "cpu" else ["resident", "streamed"]
     for flags, each, do in (
         ("", sizes, job),
         (batches, sizes, small),
         (dtype, half, job),
         (f"{dtype} {batches}", half, small),
     ):
-        for mode in modes:
+        for mode in _useful(job, device):
             if not _fits(_on(device, MODES[mode](each, do)), free):
                 continue
             other = "" if mode in wanted else f"--memory {mode} "

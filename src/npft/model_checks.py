@@ -15,6 +15,7 @@ from torch import nn
 from npft import gguf_header
 from npft.artifacts import LanguageModel
 from npft.errors import NpftError, abridged, in_one_line
+from npft.streaming.shards import own
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -243,7 +244,7 @@ def check_weights(source: str, network: PreTrainedModel, info: dict[str, Any]) -
             f"says, such as {misshapen[0]}: get both from one place"
         )
     for name, parameter in network.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(own(parameter)).all()):
             precision = str(parameter.dtype).removeprefix("torch.")
             raise NpftError(
                 f"model {source!r} has weights that are not finite numbers in {precision}, such "
@@ -258,6 +259,8 @@ def check_causal(model: LanguageModel) -> None:
     try:
         with torch.no_grad():
             one, other = model.network(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    except NpftError:
+        raise
     except Exception as error:
         raise NpftError(
             f"model {model.source!r} loads but does not run ({in_one_line(error)}): its files may "

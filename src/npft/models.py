@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,9 @@ from torch import nn
 from npft import model_checks
 from npft.artifacts import LanguageModel, LinearLayer
 from npft.errors import NpftError, in_one_line
-from npft.streaming import Stream, find_blocks
+from npft.processes import ALONE, Processes
+from npft.streaming import OverProcesses, Stream, find_blocks
+from npft.streaming.resting import Resting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-Decide = Callable[[nn.Module, torch.device], Literal["resident", "streamed"]]
+Decide = Callable[[nn.Module, torch.device], Literal["resident", "sharded", "streamed"]]
 
 
 def pick_device(asked: str) -> torch.device:
@@ -62,6 +65,7 @@ def load(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     decide: Decide | None = None,
+    processes: Processes = ALONE,
 ) -> LanguageModel:
     """Load a causal language model as float.
 
@@ -71,8 +75,10 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         trust_remote_code: let code from the model's repository run.
         allow_pickle: accept weights in pickle files, which can run code when opened.
-        decide: asked, before any weight is read, whether to work ``resident`` or ``streamed``,
-            from a network of the same shapes on the meta device; by default it is resident.
+        decide: asked, before any weight is read, whether to work ``resident``, ``sharded`` or
+            ``streamed``, from a network of the same shapes on the meta device; by default it is
+            resident.
+        processes: those over which a sharded model is spread; all of them load it.
 
     Raises:
         NpftError: no such model, no or corrupt weights, not a causal LM, already quantized.
@@ -86,16 +92,19 @@ def load(
         arguments["gguf_file"] = gguf_file
     with _quiet():
         _check_files(source, location, arguments)
-        stream = False
+        mode = "resident"
         if decide is not None:
-            shapes = _skeleton(source, location, DTYPES[dtype], arguments)
-            stream = decide(shapes, target) == "streamed"
-        place = torch.device("cpu") if stream else target
-        network = _load_network(source, location, DTYPES[dtype], allow_pickle, arguments, place)
+            mode = decide(_skeleton(source, location, DTYPES[dtype], arguments), target)
+        shards = OverProcesses(target, processes) if mode == "sharded" else None
+        place = target if mode == "resident" else torch.device("cpu")
+        with nullcontext() if shards is None else _one_by_one(shards):
+            network = _load_network(source, location, DTYPES[dtype], allow_pickle, arguments, place)
         tokenizer = _load_tokenizer(source, location, arguments)
-        model = wrap(_move(source, network, place), tokenizer, source)
-        if stream:
-            model = streamed(model, target)
+        if mode == "resident":
+            network = _move(source, network, place)
+        model = wrap(network, tokenizer, source)
+        if mode != "resident":
+            model = streamed(model, target, shards)
         model_checks.check_causal(model)
     return model
 
@@ -107,9 +116,14 @@ def wrap(network: PreTrainedModel, tokenizer: Any, source: str = "") -> Language
     return LanguageModel(network, tokenizer, find_linear_layers(network), source)
 
 
-def streamed(model: LanguageModel, device: torch.device) -> LanguageModel:
-    """The same model, in host memory, its blocks brought to ``device`` one at a time."""
-    return replace(model, stream=Stream(model.network, device))
+def streamed(
+    model: LanguageModel, device: torch.device, resting: Resting | None = None
+) -> LanguageModel:
+    """The same model, its blocks brought to ``device`` one at a time.
+
+    Meanwhile they are in host memory, or wherever ``resting`` keeps them.
+    """
+    return replace(model, stream=Stream(model.network, device, resting))
 
 
 def save(model: LanguageModel, folder: Path) -> None:
@@ -236,6 +250,24 @@ def _load_network(
     network, info = loaded
     model_checks.check_weights(source, network, info)
     return _as_ordinary(network)
+
+
+@contextmanager
+def _one_by_one(shards: OverProcesses) -> Iterator[None]:
+    """A scope in which a process that reads a model keeps its shards alone of it.
+
+    Else transformers' threads would read ahead, and have weights that wait to be sharded.
+    """
+    switch = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        with shards.reading():
+            yield
+    finally:
+        del os.environ[switch]
+        if before is not None:
+            os.environ[switch] = before
 
 
 def _dequantized() -> dict[str, Any]:

@@ -136,7 +136,7 @@ def run(
         losses = {which: adapter().losses for which, adapter in adapters.items()}
         report = Report([], losses, unavailable=dict(work.unavailable))
         report.notes.extend(stages.skipped(losses))
-        processes.disband()
+        work.disband()
         if not processes.main:
             return report
         for found in comparison.compare(work, adapters, scored):
@@ -200,21 +200,25 @@ def load(
 ) -> tuple[LanguageModel, int]:
     """The float model that a configuration names, and how many windows to score at once.
 
-    Whether the model is resident or streamed is noted, with the estimate it follows from.
+    Whether the model is resident, sharded or streamed is noted, with the estimate it follows from.
 
     Raises:
         NpftError: it cannot be loaded, or what is planned does not fit into memory.
     """
     divided = processes.count if parts.objective.averages_over_windows else 1
+    scorers = processes.count if parts.scorer.sums_over_windows else 1
     job = memory.Job(
         context=settings.context,
         samples=settings.samples,
+        scored=math.ceil(settings.samples / scorers),
         score_batch=settings.score_batch,
         tune_batch=math.ceil(parts.tuning.batch_size / divided),
         rank=parts.tuning.rank,
         gamma=settings.gamma,
         original=parts.objective.needs_original,
         sensitivities=parts.needs_sensitivity,
+        processes=processes.count,
+        here=processes.here,
     )
 
     score_batch = 0
@@ -239,6 +243,7 @@ def load(
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
         decide=decide,
+        processes=processes,
     )
     return model, score_batch
 

@@ -1,8 +1,8 @@
 """The processes of one run, where a launcher started several: who does which windows, and sums.
 
 ``accelerate launch`` and ``torchrun`` start the same command several times. All of these processes
-go the same way up to the tuned adapter, each with the whole model but only its share of the
-windows, and add up what they find. One of them, the main one, decides, writes and speaks.
+go the same way up to the tuned adapter, each with the whole model or a shard of it and its share of
+the windows, and add up what they find. One of them, the main one, decides, writes and speaks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -30,6 +31,11 @@ GRACE = 5.0
 """Seconds that a process that failed waits for the main one to fail as well, and to tell why."""
 
 _FAILED = "npft/failed"
+
+NOT_ALONE = (
+    "--memory sharded spreads the model over several processes: start them with accelerate launch "
+    "--multi_gpu --num_processes N -m npft …, or use --memory auto"
+)
 
 AT_ONCE = 2**26
 """Values that are summed in one go, in float32 256 MiB of them."""
@@ -80,6 +86,21 @@ class Processes:
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, which is taken in float32."""
 
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """All processes' devices in their order, for weights that are spread over them.
+
+        Raises:
+            NpftError: there is one process alone.
+        """
+        raise NpftError(NOT_ALONE)
+
+    def gather(self, whole: Tensor, mine: Tensor) -> None:
+        """Fill ``whole (count * rows, ...)`` with every process's ``mine (rows, ...)``.
+
+        On a GPU it is done in the current stream, and may be beside :meth:`add`.
+        """
+        raise NpftError(NOT_ALONE)
+
     def decided(self, decide: Callable[[], T]) -> T:
         """What the main process decides; the others wait for it, however long it takes."""
         return decide()
@@ -114,6 +135,7 @@ class Launched(Processes):
         self.here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
         self._local = int(os.environ["LOCAL_RANK"])
         self._store = store
+        self._mesh: DeviceMesh | None = None
 
     def device(self, asked: str) -> str:
         """This process's own GPU for ``auto`` and ``cuda``.
@@ -167,6 +189,22 @@ class Launched(Processes):
             for tensor, summed in zip(some, flat.split([t.numel() for t in some]), strict=True):
                 tensor.copy_(summed.view(tensor.shape))
 
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        if self.count == 1:
+            return super().mesh(device)
+        if self._mesh is None:
+            # A group of its own: gathers begin early, and would be in the way of sums.
+            with _together():
+                group = torch.distributed.new_group(timeout=PATIENCE)
+            self._mesh = DeviceMesh.from_group(group, device.type)
+        return self._mesh
+
+    def gather(self, whole: Tensor, mine: Tensor) -> None:
+        group = self.mesh(whole.device).get_group()
+        all_bytes, my_bytes = (tensor.view(-1).view(torch.uint8) for tensor in (whole, mine))
+        with _together():
+            _all_gather(all_bytes, my_bytes, group=group)
+
     def decided(self, decide: Callable[[], T]) -> T:
         if self.count == 1:
             return decide()
@@ -197,6 +235,7 @@ class Launched(Processes):
             return
         self.decided(lambda: None)
         self.count = self.here = 1
+        self._mesh = None
         torch.distributed.destroy_process_group()
 
     def speaks(self) -> bool:
@@ -212,6 +251,12 @@ class Launched(Processes):
         if not first:
             time.sleep(GRACE)  # the launcher ends all as soon as the one that speaks has ended
         return first
+
+
+# What torch 2.13 calls all_gather_single.
+_all_gather = getattr(torch.distributed, "all_gather_single", None) or (
+    torch.distributed.all_gather_into_tensor
+)
 
 
 def launched() -> bool:

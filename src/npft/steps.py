@@ -54,7 +54,7 @@ def tune(
         if settings.control:
             stages.control(work, parts.objective, parts.tuning).ensure()
         adapter = stages.tune(work, scored, parts.sampler, parts.objective, parts.tuning).ensure()
-        processes.disband()
+        work.disband()
         if not processes.main:
             return
         variant = stages.tuned(work, "tuned", adapter)
@@ -77,7 +77,7 @@ def quantize(
     ``as_float``, each is written as an ordinary float model as well, for software that knows no
     format of quantized ones, to the same place below ``dequantized/``.
     """
-    with _opened(settings, catalog, progress) as (_, work):
+    with _opened(_by_one(settings, progress), catalog, progress) as (_, work):
         written = []
         unavailable = dict(work.unavailable)
         for name in which:
@@ -105,7 +105,7 @@ def quantize(
 def evaluate(settings: RunConfig, catalog: Catalog, progress: Progress) -> Report:
     """Measure every model and checkpoint in the folder; ``results.json`` keeps other rows."""
     tasks = harness.load(settings.lm_eval)
-    with _opened(settings, catalog, progress, tasks) as (_, work):
+    with _opened(_by_one(settings, progress), catalog, progress, tasks) as (_, work):
         references = stages.originals(work)
         rows, notes = [], []
         for name in ("original", "control", "tuned"):
@@ -165,6 +165,14 @@ def _opened(
         folder.shared(folder.opened, Path(settings.output), processes) as kept,
     ):
         yield parts, pipeline.workspace(settings, parts, catalog, kept, progress, tasks, processes)
+
+
+def _by_one(settings: RunConfig, progress: Progress) -> RunConfig:
+    """A folder's configuration for one process, whatever several made the folder with."""
+    if settings.memory != "sharded":
+        return settings
+    progress.note("one process does this verb, so that nothing is sharded: --memory is auto")
+    return settings.model_copy(update={"memory": "auto"})
 
 
 def _variant(work: Workspace, name: str) -> Variant:

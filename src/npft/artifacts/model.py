@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from npft.errors import NpftError
 from npft.streaming import Stream
 
 if TYPE_CHECKING:
@@ -30,8 +33,17 @@ class LinearLayer:
 
     @property
     def weight(self) -> Tensor:
-        """The weight as ``(out, in)``: a view, so writing to it changes the model."""
+        """The weight as ``(out, in)``: a view, so writing to it changes the model.
+
+        Raises:
+            NpftError: it is sharded, and its block is not on the device.
+        """
         weight: Tensor = self.module.weight.detach()  # type: ignore[union-attr,operator,assignment]
+        if isinstance(weight, DTensor):
+            raise NpftError(
+                f"the weight of {self.name} is sharded over the processes: read it in the scope of "
+                "model.reading(name), or use --memory streamed"
+            )
         return weight.T if self.transposed else weight
 
     @property
@@ -54,8 +66,8 @@ class LinearLayer:
 class LanguageModel:
     """A causal language model, its tokenizer, and its linear layers by name, in order.
 
-    Where there is a ``stream``, the layers' weights are in host memory, and come to the device
-    block by block when the network runs.
+    Where there is a ``stream``, the layers' weights are in host memory, or sharded over several
+    processes, and come to the device block by block when the network runs.
     """
 
     network: PreTrainedModel
@@ -73,8 +85,25 @@ class LanguageModel:
 
     @property
     def home(self) -> torch.device:
-        """Where the layers' weights rest, and what is kept of each of them should."""
+        """Where what is kept of each of the layers' weights should rest, as they mostly do."""
         return self.device if self.stream is None else torch.device("cpu")
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Within this scope the weight of a layer can be read, on the device or at home.
+
+        Of a sharded model all processes read the same layers in the same order.
+        """
+        if self.stream is None:
+            yield
+            return
+        with self.stream.reading(self.stream.index_of(name)):
+            yield
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and saved buffer by name, whole."""
+        for name, tensor in self.network.state_dict(keep_vars=True).items():
+            yield name, tensor if self.stream is None else self.stream.whole(tensor)
 
     @property
     def vocabulary(self) -> int:

@@ -58,7 +58,11 @@ def run_options(function: F) -> F:
             "--deterministic", is_flag=True, default=None, help="the same bits on a GPU as well"
         ),
         click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N"),
-        click.option("--memory", metavar="auto|resident|streamed", help="where the model is kept"),
+        click.option(
+            "--memory",
+            metavar="auto|resident|sharded|streamed",
+            help="where the model is kept; sharded: over the processes of a launcher",
+        ),
         click.option("--score-batch", type=int, help="windows per batch when scoring"),
         click.option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16"),
         click.option("--trust-remote-code", is_flag=True, default=None, help="run model code"),

@@ -22,4 +22,7 @@ class Magnitude(Scorer):
         self, model: LanguageModel, batches: Iterable[Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
         for name, layer in model.layers.items():
-            yield name, layer.weight.float().abs()
+            with model.reading(name):
+                values = layer.weight.float().abs()
+            yield name, values
+            del values

@@ -61,6 +61,12 @@ class Workspace:
         """Those that share this run's scoring and tuning."""
         return self.ledger.processes
 
+    def disband(self) -> None:
+        """All that is shared is done: the main process goes on alone, with the whole model."""
+        if self.model.stream is not None:
+            self.model.stream.settle()
+        self.processes.disband()
+
     def batches(self) -> Iterator[Tensor]:
         """Calibration windows in batches on the model's device."""
         return data.batches(self.calibration, self.score_batch, self.model.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,14 +44,18 @@ class Slot:
         """Whether the weights of a block are here, untouched or edited as wanted."""
         return self.index == index and self.edit in (None, edit)
 
-    def make_room(self, like: list[nn.Parameter], device: torch.device) -> None:
+    def make_room(
+        self,
+        like: list[nn.Parameter],
+        room: Callable[[nn.Parameter], Tensor],
+        device: torch.device,
+    ) -> None:
         """Keep the parameters where they have the shapes of ``like``, else make others."""
         kinds = [[(p.shape, p.dtype) for p in each] for each in (self.parameters, like)]
         if kinds[0] != kinds[1]:
             if self.ready is not None:  # the old ones may still be written to
                 torch.cuda.current_stream(device).wait_event(self.ready)
-            made = [torch.empty(p.shape, dtype=p.dtype, device=device) for p in like]
-            self.parameters = [nn.Parameter(tensor, requires_grad=False) for tensor in made]
+            self.parameters = [nn.Parameter(room(p), requires_grad=False) for p in like]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from npft.errors import NpftError
 from npft.streaming.blocks import Slot, find_blocks
+from npft.streaming.resting import InHostMemory, Resting
 
 HELD = 2
 """Blocks on the device at most: the one at work, and the one that comes next."""
@@ -20,22 +22,26 @@ Instead = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Stream:
-    """Keeps the blocks' weights in host memory and brings one to the device for each call.
+    """Keeps the blocks' weights elsewhere and brings one block to the device for each call.
 
-    Everything else of the network is moved to the device. While a block runs the next is copied
-    beside it. With gradients, a block keeps its inputs alone and is run again, from weights that
-    are brought again, when the backward pass reaches it. Between calls every parameter is in host
-    memory, so that what is changed there lasts.
+    They rest in host memory, unless another :class:`Resting` is given. Everything else of the
+    network is moved to the device. While a block runs the next is brought beside it. With
+    gradients, a block keeps its inputs alone and is run again, from weights that are brought again,
+    when the backward pass reaches it. Between calls every parameter is where it rests, so that
+    what is changed there lasts.
 
     Parameters that are added later, such as an adapter's, are not streamed.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, device: torch.device, resting: Resting | None = None
+    ) -> None:
         self.device = device
         self.prefix, blocks = find_blocks(network)
         self.blocks = list(blocks)
         self.loads = 0
-        """How many times a block's weights were copied to the device."""
+        """How many times a block's weights were brought to the device."""
+        self._rest: Resting = InHostMemory(device) if resting is None else resting
         self._places = [_places(block) for block in self.blocks]
         self._forwards: list[Callable[..., Any]] = []
         self._slots = [Slot() for _ in range(HELD)]  # the last used one comes last
@@ -59,7 +65,7 @@ class Stream:
 
         Args:
             index: of the block.
-            ahead: 1 or -1 to begin copying the next or the previous block as well.
+            ahead: 1 or -1 to begin bringing the next or the previous block as well.
         """
         slot, resting = self._fetch(index), self._resting(index)
         self._put(index, slot.parameters)
@@ -72,6 +78,53 @@ class Stream:
             yield
         finally:
             self._put(index, resting)
+
+    @contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Within this scope a block's parameters can be read, on the device or where they rest."""
+        if self._rest.readable:
+            yield
+            return
+        with self.on_device(index):
+            yield
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """All values of any parameter or buffer of the network."""
+        self._catch_up()
+        return self._rest.whole(parameter)
+
+    def settle(self) -> None:
+        """From here on the main process is alone, with the weights in its own host memory.
+
+        The others, if there are any, are left without: all of them must call this.
+        """
+        if self._rest.readable:
+            return
+        self._catch_up()
+        before, self._rest = self._rest, InHostMemory(self.device)
+        self._slots = [Slot() for _ in range(HELD)]
+        settled: dict[nn.Parameter, nn.Parameter] = {}
+        for index in range(len(self.blocks)):
+            resting = self._resting(index)
+            for parameter in resting:
+                if parameter not in settled:
+                    settled[parameter] = self._settled(parameter, before)
+            self._put(index, [settled[parameter] for parameter in resting])
+
+    def _catch_up(self) -> None:
+        """Have the device's current stream wait for what is still being brought."""
+        for slot in self._slots:
+            if slot.ready is not None:
+                torch.cuda.current_stream(self.device).wait_event(slot.ready)
+
+    def _settled(self, parameter: nn.Parameter, before: Resting) -> nn.Parameter:
+        values = before.leave(parameter)
+        if values is None:
+            values = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        else:
+            values = values.cpu()
+        kept = nn.Parameter(values, requires_grad=False)
+        return kept if values.is_meta else self._rest.keep(kept)
 
     @contextmanager
     def editing(self, edit: Edit) -> Iterator[None]:
@@ -100,7 +153,16 @@ class Stream:
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """Within this scope the network is an ordinary one, with its blocks in host memory."""
+        """Within this scope the network is an ordinary one, with its blocks in host memory.
+
+        Raises:
+            NpftError: they are not there.
+        """
+        if not self._rest.readable:
+            raise NpftError(
+                "a model that is sharded over several processes cannot be copied: use --memory "
+                "streamed or resident"
+            )
         for block in self.blocks:
             del block.forward
         try:
@@ -109,18 +171,33 @@ class Stream:
             self._attach()
 
     def _place(self, network: nn.Module) -> None:
-        pinned = self.device.type == "cuda"
-        streamed = {id(p) for index in range(len(self.blocks)) for p in self._resting(index)}
-        for parameter in network.parameters():
-            if id(parameter) not in streamed:
-                parameter.data = parameter.data.to(self.device)
-            elif parameter.device.type != "cpu" or (pinned and not parameter.is_pinned()):
-                here = parameter.data.cpu()
-                parameter.data = here.pin_memory() if pinned else here
+        kept: dict[nn.Parameter, nn.Parameter] = {}  # a parameter may be in several modules
+        for index in range(len(self.blocks)):
+            given = self._resting(index)
+            for parameter in given:
+                if parameter not in kept:
+                    kept[parameter] = self._rest.keep(parameter)
+            self._put(index, [kept[parameter] for parameter in given])
+        here = {parameter: parameter for parameter in kept.values()}
+        for module in network.modules():
+            for name, other in module._parameters.items():
+                if other is None:
+                    continue
+                if other not in here:
+                    here[other] = self._on_device(other)
+                module._parameters[name] = here[other]
         for module in network.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self.device)
+
+    def _on_device(self, parameter: nn.Parameter) -> nn.Parameter:
+        """A parameter that is not streamed."""
+        whole = self._rest.whole(parameter)
+        if whole is not parameter:
+            return nn.Parameter(whole, requires_grad=False)
+        parameter.data = parameter.data.to(self.device)
+        return parameter
 
     def _resting(self, index: int) -> list[nn.Parameter]:
         return [module._parameters[name] for module, name in self._places[index]]  # type: ignore[misc]
@@ -170,22 +247,26 @@ class Stream:
         return next((slot for slot in self._slots if slot.has(index, self._edit)), None)
 
     def _copy(self, index: int) -> Slot:
-        """Begin to copy a block into the slot that was used the longest time ago."""
+        """Begin to bring a block into the slot that was used the longest time ago."""
         slot, resting = self._slots[0], self._resting(index)
-        slot.make_room(resting, self.device)
+        slot.make_room(resting, self._rest.room, self.device)
         slot.index, slot.edit = index, None
         self.loads += 1
         if self._copies is None:
-            _copy_all(slot.parameters, resting)
+            self._bring(resting, slot)
             return slot
         # What the slot held was last used by work that is already in the stream's queue: blocks
         # are left in order, forward and backward.
         self._copies.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._copies):
-            _copy_all(slot.parameters, resting)
+            self._bring(resting, slot)
             slot.ready = torch.cuda.Event()
             slot.ready.record()
         return slot
+
+    def _bring(self, resting: list[nn.Parameter], slot: Slot) -> None:
+        for parameter, here in zip(resting, slot.parameters, strict=True):
+            self._rest.bring(parameter, here.data)
 
 
 def _places(block: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -196,8 +277,3 @@ def _places(block: nn.Module) -> list[tuple[nn.Module, str]]:
         for name, parameter in module._parameters.items()
         if parameter is not None
     ]
-
-
-def _copy_all(to: list[nn.Parameter], source: list[nn.Parameter]) -> None:
-    for mine, theirs in zip(to, source, strict=True):
-        mine.data.copy_(theirs.data, non_blocking=True)
