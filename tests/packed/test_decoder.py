@@ -80,7 +80,7 @@ def test_packed_network(emulation: None) -> None:
 def test_on_a_gpu() -> None:
     quantized = RTN(bits=4).quantize(model("Llama", torch.float32, "cuda"), [])
     packed = pack_model(quantized)
-    packed.network.half()
+    packed.network.to("cuda", torch.float16)
     quantized.model.network.half()
     check(Decoder(take_apart(packed.network), 16), quantized.model.network)
 

@@ -466,5 +466,5 @@ def test_a_recording_holds_no_more_than_the_passes_themselves() -> None:
                     for _ in range(3):
                         step(ours, tokens, 1.0)
             peaks.append(torch.cuda.max_memory_reserved() - start)
-        assert peaks[1] < 1.3 * peaks[0] + 100 * 2**20
+        assert peaks[1] < 1.6 * peaks[0]
         assert notes == []
