@@ -167,14 +167,12 @@ class _Saved:
 
     def __init__(self) -> None:
         self._parts: list[tuple[Outliers, Tensor, Tensor]] = []
-        self._wholes: list[Tensor] = []
-        self._were: list[Tensor] = []
+        self._wholes: list[tuple[Tensor, Tensor]] = []
 
     def add(self, chosen: Outliers, base: Tensor, noise: Tensor) -> None:
         """Put ``noise (k,)`` on the chosen positions of ``base (out, in)``."""
         if chosen.positions is None:
-            self._wholes.append(base)
-            self._were.append(base.clone())
+            self._wholes.append((base, base.clone()))
             base.add_(noise.view(chosen.shape))
             return
         values = chosen.take(base)
@@ -186,7 +184,8 @@ class _Saved:
         for chosen, base, values in self._parts:
             chosen.put_(base, values)
         if self._wholes:
-            torch._foreach_copy_(self._wholes, self._were)
+            matrices, were = zip(*self._wholes, strict=True)
+            torch._foreach_copy_(matrices, were)
 
 
 def _on_cpu(random: torch.Generator) -> torch.Generator:

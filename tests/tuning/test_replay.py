@@ -21,6 +21,7 @@ from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 from watching import Watching
 
+from npft import replay
 from npft.adapters import Adapter, attached
 from npft.artifacts import LanguageModel, Outliers
 from npft.contracts import Objective, Sampler
@@ -113,7 +114,7 @@ def both_ways(
     """The adapters with and without replay, each of a new model, and what was noted with it."""
     found: list[Adapter] = []
     shown = Watching()
-    for replay in (True, False):
+    for on in (True, False):
         model = machine.model(architecture, dtype)
         before = {name: value.clone() for name, value in model.network.state_dict().items()}
         weights = {n: torch.ones(x.shape, device=machine.device) for n, x in model.layers.items()}
@@ -127,9 +128,9 @@ def both_ways(
             found.append(
                 tune(
                     model, tiny_tokens(WINDOWS, 32), chosen, sampler or StepUniform(), objective,
-                    options.model_copy(update={"replay": replay}), sensitivities=weights,
+                    options.model_copy(update={"replay": on}), sensitivities=weights,
                     rescore=rescore if rescored else None,
-                    progress=shown if replay else None,
+                    progress=shown if on else None,
                 )
             )  # fmt: skip
         after = model.network.state_dict()
@@ -203,9 +204,9 @@ def test_whatever_the_architecture(
 
 def test_the_control(machine: Machine) -> None:
     found = []
-    for replay in (True, False):
+    for on in (True, False):
         with deterministic(True):
-            chosen = settings(replay=replay)
+            chosen = settings(replay=on)
             found.append(control(machine.model(), tiny_tokens(WINDOWS, 32), CrossEntropy(), chosen))
     assert machine.replays == 2 * 3
     assert same(*found)
@@ -275,13 +276,13 @@ def test_what_waits_is_launched_anew_and_told(machine: Machine) -> None:
 
 def test_a_window_shorter_than_the_context_is_launched_anew(machine: Machine) -> None:
     notes, found = Watching(), []
-    for replay in (True, False):
+    for on in (True, False):
         model = machine.model("Mistral", sliding_window=8)
         with deterministic(True):
             found.append(
                 tune(
                     model, tiny_tokens(WINDOWS, 32), machine.placed(some(model)), StepUniform(),
-                    KL(), settings(replay=replay), progress=notes,
+                    KL(), settings(replay=on), progress=notes,
                 )
             )  # fmt: skip
     assert machine.replays == 0
@@ -418,6 +419,30 @@ def test_recording_keeps_gradients_that_are_there(machine: Machine) -> None:
             assert all(map(torch.equal, gradients(direct), usual))
         assert random_states() == random
         assert notes == []
+
+
+@pytest.mark.parametrize("objective", [KL(), CrossEntropy(), Waiting()], ids=lambda o: o.name)
+def test_no_recording_outlives_its_tuning(
+    objective: Objective, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it up to the garbage collector when their memory comes back."""
+    made: list[weakref.ref[Any]] = []
+    record = replay._Recording.__init__
+
+    def noted(self: Any, *given: Any) -> None:
+        made.append(weakref.ref(self))
+        record(self, *given)
+
+    monkeypatch.setattr(replay._Recording, "__init__", noted)
+    gc.disable()
+    try:
+        tune(
+            machine.model(), tiny_tokens(WINDOWS, 32), machine.placed(some(machine.model())),
+            StepUniform(), objective, settings(),
+        )  # fmt: skip
+        assert [recording() for recording in made] == [None]
+    finally:
+        gc.enable()
 
 
 @on_gpu
