@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from recording import everywhere, some
+from safetensors.torch import save_file
 from tiny import tiny_tokens
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook as on_registration
 
-from npft import fingerprints, models
+from npft import fingerprints, models, score_files
 from npft.adapters import attached
 from npft.artifacts import LanguageModel, Outliers, StepLoss
 from npft.contracts import Objective, Sampler, Scorer
@@ -125,6 +126,9 @@ def findings(folder: Path, processes: Processes) -> dict[str, Any]:
     found["logits"] = logits(model)
     found["fisher"] = scored(model, Fisher(), processes)
     found["magnitude"] = scored(model, Magnitude(), processes)
+    file = folder / f"{processes.rank}.safetensors"
+    save_file({name: values.contiguous() for name, values in found["magnitude"].items()}, file)
+    found["read"] = score_files.sensitivities(file, model.layers, "cpu")
     found["refused"] = refused(model)
     found["tuned"] = {way: tuned(model, way, processes) for way in WAYS}
     with attached(model, list(model.layers), rank=2, alpha=4, dropout=0, seed=0) as (_, adapted):

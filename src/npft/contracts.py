@@ -50,7 +50,8 @@ class Scorer(Plugin, ABC):
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(layer name, sensitivity)`` for each of ``model.layers``, in their order.
 
-        Only where the model has a ``stream`` may the blocks come in another order.
+        Only where the model has a ``stream`` may the blocks come in another order. There weights
+        are read in the scope of ``model.reading(name)``, as they may be sharded.
 
         Args:
             model: the model to score; its weights must not be changed.

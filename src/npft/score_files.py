@@ -56,7 +56,7 @@ def sensitivities(file: Path, layers: Layers, device: str) -> dict[str, Tensor]:
     with _telling(file), safe_open(file, framework="pt", device=device) as stored:
         for name, layer in layers.items():
             values = found[name] = stored.get_tensor(name)
-            fine = values.shape == layer.weight.shape and values.dtype == torch.float32
+            fine = values.shape == layer.shape and values.dtype == torch.float32
             _require(fine, f"{name} is {_kind(values)}, no float32 of the layer's shape")
             fine = bool((values.isfinite() & (values >= 0)).all())
             _require(fine, f"{name} has sensitivities that are negative or not finite")

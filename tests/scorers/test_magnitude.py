@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from tiny import tiny_model
+from safetensors.torch import load_file
+from tiny import save_tiny, tiny_model
 
+from npft import config, steps
+from npft.plugins import discover
+from npft.progress import Silent
 from npft.scorers import Magnitude
 from npft.testing import check_scorer
 
@@ -33,3 +39,15 @@ def test_scores_are_no_view_of_the_weights() -> None:
     for _, values in Magnitude().score(model, []):
         values.zero_()
     assert all(torch.equal(layer.weight, before[n]) for n, layer in model.layers.items())
+
+
+def test_scores_of_transposed_layers_are_kept(tmp_path: Path) -> None:
+    """GPT-2's are views of matrices that lie the other way round, which safetensors refuses."""
+    model = save_tiny(tmp_path / "model", "GPT2")
+    values = {"model": str(model), "output": str(tmp_path / "run"), "device": "cpu"}
+    few = {"samples": 2, "context": 16, "eval_samples": 1}
+    settings = config.make({**values, **few, "scorer": {"name": "magnitude"}})
+    steps.score(settings, discover(), Silent())
+    kept = load_file(tmp_path / "run" / "scores" / "sensitivities.safetensors")
+    for name, layer in tiny_model("GPT2").layers.items():
+        assert torch.equal(kept[name], layer.weight.abs())

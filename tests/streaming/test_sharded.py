@@ -88,6 +88,7 @@ def test_predictions_and_scores(folder: Path, architecture: str) -> None:
         assert_scores(mine["adapted"], fisher)  # a fresh adapter changes nothing
         for name, values in magnitude.items():
             assert torch.equal(mine["magnitude"][name], values)
+            assert torch.equal(mine["read"][name], values)  # from a file, as a run goes on
 
 
 @pytest.mark.parametrize("way", WAYS)

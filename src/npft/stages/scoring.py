@@ -63,7 +63,9 @@ def score(work: Workspace, gamma: float, scope: Scope, *, keep: bool) -> Stage[S
             _save_outliers(scored, draft / Path(OUTLIERS).name)
             scored.largest.save(draft / Path(LARGEST).name)
             if scored.sensitivities is not None:
-                on_cpu = {name: values.cpu() for name, values in scored.sensitivities.items()}
+                on_cpu = {
+                    n: values.cpu().contiguous() for n, values in scored.sensitivities.items()
+                }
                 save_file(on_cpu, draft / Path(SENSITIVITIES).name)
         work.ledger.settle("model", work.model_fingerprint)
         return Kept(parts)
