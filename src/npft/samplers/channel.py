@@ -41,7 +41,9 @@ class ChannelNoise(Sampler):
             low, high = _range_of_outliers(torch.take(weight, positions), channel, channels)
         unit = self.unit(len(positions), weight, generator)
         noise = unit * (high - low)[channel] * self.scale
-        return noise - _channel_means(noise, channel, channels)[channel]
+        spread = noise.new_zeros(weight.numel()).scatter_(0, positions, noise).view(weight.shape)
+        sums = spread.sum(dim=1 if by_output else 0)
+        return noise - (sums / _counts(channel, channels))[channel]
 
 
 class ChannelUniform(ChannelNoise):
@@ -75,6 +77,8 @@ def _range_of_outliers(values: Tensor, channel: Tensor, channels: int) -> tuple[
     return low, high
 
 
-def _channel_means(values: Tensor, channel: Tensor, channels: int) -> Tensor:
-    empty = values.new_zeros(channels)
-    return empty.scatter_reduce(0, channel, values, "mean", include_self=False)
+def _counts(channel: Tensor, channels: int) -> Tensor:
+    """How many positions each channel has, or 1. Integers add up alike in any order, on a GPU too,
+    where sums of floats over ``channel`` would not: so the noise is spread and summed instead."""
+    counts = torch.zeros(channels, dtype=torch.int64, device=channel.device)
+    return counts.scatter_add_(0, channel, torch.ones_like(channel)).clamp_(min=1)
