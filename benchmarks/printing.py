@@ -61,7 +61,7 @@ def setting(row: dict[str, Any]) -> str:
 def table(numbers: Numbers, study: str, text: str) -> str:
     """One text's table; every study begins with the untuned model and the default recipe."""
     here = [key for key in numbers if key.text == text and key.metric == "kl"]
-    settings = list(dict.fromkeys(key.setting for key in here))
+    settings = list(dict.fromkeys(key.setting for key in here if key.study == study))
     own = list(dict.fromkeys(key.row for key in here if key.study == study))
     first = [("main", row) for row in ("original", "default") if study != "main" or row in own]
     rows = first + [
@@ -77,13 +77,20 @@ def table(numbers: Numbers, study: str, text: str) -> str:
 
 
 def print_accuracies(output: Path) -> None:
-    """Tasks, where they were asked: accuracy in percent with its standard error, by model."""
-    found: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    """Tasks, where they were asked: accuracy in percent with its standard error, by model.
+
+    Of several seeds it is their mean, with the standard error of one: the questions are the same.
+    """
+    seeds: dict[tuple[str, str, str, str], list[tuple[float, float]]] = defaultdict(list)
     for file in sorted(output.glob("*.jsonl")):
         for row in map(json.loads, file.read_text().splitlines()):
             if row.get("questions") and row["stderr"] is not None:
-                shown = f"{100 * row['value']:.1f} ± {100 * row['stderr']:.1f}"
-                found[row["dataset"], row["metric"]][row["row"]][setting(row)] = shown
+                of = row["dataset"], row["metric"], row["row"], setting(row)
+                seeds[of].append((100 * row["value"], 100 * row["stderr"]))
+    found: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for (task, metric, name, column), values in seeds.items():
+        value, error = (statistics.fmean(numbers) for numbers in zip(*values, strict=True))
+        found[task, metric][name][column] = f"{value:.1f} ± {error:.1f}"
     for (task, metric), rows in found.items():
         print(f"\n### {task}, {metric} in %, with its standard error\n")
         settings = list(dict.fromkeys(name for cells in rows.values() for name in cells))
@@ -126,7 +133,9 @@ def orders(numbers: Numbers, better: str, worse: Iterable[str]) -> list[str]:
 
 def figure4(numbers: Numbers, file: Path) -> None:
     """KL against the share of the weights that get noise."""
+    untuned = {(k.setting, k.text) for k in numbers if (k.study, k.row) == ("main", "original")}
     keys = [k for k in numbers if k.study == "gamma" and k.metric == "kl"]
+    keys = [k for k in keys if (k.setting, k.text) in untuned]
     if not keys:
         return
     axes, canvas = axes_of(2)

@@ -81,7 +81,8 @@ def main() -> None:
             run(args)
     except NpftError as error:
         sys.exit(f"error: {error}")
-    report(args.output)
+    if alone(args):
+        report(args.output)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -97,6 +98,11 @@ def run(args: argparse.Namespace) -> None:
     if failed:
         sys.exit(f"error: the processes {', '.join(failed)} failed; what they measured is kept")
     return None
+
+
+def alone(args: argparse.Namespace) -> bool:
+    """Whether this process has no part of another's work."""
+    return bool(args.share == "0/1")
 
 
 def on_gpu(index: int) -> dict[str, str]:
@@ -159,7 +165,7 @@ class Bench:
                 "quant": [choice(text) for text in self.args.quant],
                 "bits": self.args.bits,
                 # Processes that share a GPU cannot each take what is free of it.
-                "score_batch": 4 if self.args.share != "0/1" else 0,
+                "score_batch": 0 if alone(self.args) else 4,
                 "lm_eval": self.tasks(),
                 **values,
             }

@@ -66,7 +66,7 @@ def plot(result: Result, path: Path) -> None:
     axes.set_xlabel("tokens generated (dotted: bandwidth floor)")
     axes.set_ylabel("milliseconds per token")
     axes.set_title(f"{result.source}, {result.environment.get('gpu', '')}, batch 1", fontsize=10)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     save(figure, path)
 
 
