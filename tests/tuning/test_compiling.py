@@ -18,6 +18,7 @@ from npft.streaming import find_blocks
 from npft.tuning import Tuning, tune
 
 
+@pytest.mark.slow
 @emulated.needs_compiler
 def test_losses_are_those_of_plain_blocks() -> None:
     model = tiny_model("Llama")
