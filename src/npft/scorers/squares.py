@@ -20,8 +20,8 @@ class Squares:
     r"""Sums over sequences b of :math:`(\partial L_b / \partial w_{ij})^2`, per layer, in float32.
 
     For a linear layer a sequence's gradient is ``grad_output[b].T @ input[b]``, so that no
-    backward pass per sequence is needed: one batched product makes those of many, and one
-    reduction squares and adds them.
+    backward pass per sequence is needed: one batched product makes those of many, which are then
+    squared and added, on a GPU in one reduction.
     """
 
     def __init__(self, layers: Iterable[LinearLayer], device: torch.device) -> None:
@@ -58,12 +58,14 @@ class Squares:
         for start in range(0, len(x), step):
             few = slice(start, start + step)
             gradients = torch.bmm(g[few].transpose(1, 2), x[few])
-            if len(gradients) == 1:
-                gradient = gradients[0].float()
-                total.addcmul_(gradient, gradient)
-            else:
+            if len(gradients) > 1 and gradients.is_cuda:
                 norms = torch.linalg.vector_norm(gradients, dim=0, dtype=torch.float32)
                 total.addcmul_(norms, norms)
+                continue
+            # On a CPU norms over the first dimension take 200 times as long as this.
+            for gradient in gradients:
+                in_float = gradient.float()
+                total.addcmul_(in_float, in_float)
 
 
 def _sequences(activations: Tensor, shape: torch.Size, name: str) -> Tensor:
