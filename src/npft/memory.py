@@ -139,7 +139,7 @@ class Need:
 def resident(sizes: Sizes, job: Job) -> Need:
     """All weights, and the activations of all blocks."""
     weights = sizes.weights * sizes.itemsize
-    kept = FLOAT * sizes.linear if job.sensitivities else 0
+    kept = _sensitivities(sizes, job)
     scoring = FLOAT * sizes.linear + _gradients(sizes, job) + _pass(sizes, job.score_batch, job, 2)
     noise = int(job.gamma * sizes.linear) * (2 * sizes.itemsize)
     tuning = kept + noise + _positions(sizes, job) + _adapter(sizes, job) + _effective(sizes)
@@ -160,7 +160,7 @@ def sharded(sizes: Sizes, job: Job) -> Need:
     In the end the main process has them all in host memory, when the others have ended.
     """
     shard = -(-sizes.block * sizes.blocks // job.processes) * sizes.itemsize
-    end = sizes.weights * sizes.itemsize + (FLOAT * sizes.linear if job.sensitivities else 0)
+    end = sizes.weights * sizes.itemsize + _sensitivities(sizes, job)
     return Need(_by_block(sizes, job) + shard, max(_kept(sizes, job), end // job.here))
 
 
@@ -181,9 +181,8 @@ def _by_block(sizes: Sizes, job: Job) -> int:
 def _kept(sizes: Sizes, job: Job) -> int:
     """In host memory, beside weights: sensitivities, and states or noise."""
     states = (sizes.blocks + 1) * job.scored * job.context * sizes.width * sizes.itemsize
-    kept = FLOAT * sizes.linear if job.sensitivities else 0
     noises = int(job.gamma * sizes.linear) * sizes.itemsize + _positions(sizes, job)
-    return kept + max(states, noises)
+    return _sensitivities(sizes, job) + max(states, noises)
 
 
 def _pass(sizes: Sizes, batch: int, job: Job, logits: int) -> int:
@@ -200,6 +199,10 @@ def _gradients(sizes: Sizes, job: Job) -> int:
     one = sizes.matrix * sizes.itemsize
     most = max(one, min(squares.AT_ONCE, job.score_batch * one))
     return most + FLOAT * sizes.matrix
+
+
+def _sensitivities(sizes: Sizes, job: Job) -> int:
+    return FLOAT * sizes.linear if job.sensitivities else 0
 
 
 def _positions(sizes: Sizes, job: Job) -> int:

@@ -35,14 +35,15 @@ class ChannelNoise(Sampler):
         by_output = self.axis == "output"
         channel = positions // width if by_output else positions % width
         channels = weight.shape[0] if by_output else width
+        within = 1 if by_output else 0
         if self.span == "channel":
-            low, high = torch.aminmax(weight, dim=1 if by_output else 0)
+            low, high = torch.aminmax(weight, dim=within)
         else:
             low, high = _range_of_outliers(torch.take(weight, positions), channel, channels)
         unit = self.unit(len(positions), weight, generator)
         noise = unit * (high - low)[channel] * self.scale
         spread = noise.new_zeros(weight.numel()).scatter_(0, positions, noise).view(weight.shape)
-        sums = spread.sum(dim=1 if by_output else 0)
+        sums = spread.sum(dim=within)
         return noise - (sums / _counts(channel, channels))[channel]
 
 
